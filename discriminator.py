@@ -1,0 +1,204 @@
+"""The adversary: a StyleGAN discriminator inflated to 3D, and the losses it lives by.
+
+Paper   Sec. 3.1 Training (StyleGAN discriminator in 3D, LeCam), App. A.1, App. B.2 (sizes,
+        non-saturating loss, R1 with cost 10)
+
+Shapes  video (B, 3, T, H, W) -> logits (B,): how real the clip looks (2D: (B, T), per frame)
+        At 128 px: 16x128x128 -> 8x64x64 -> 4x32x32 -> 2x16x16 -> 1x8x8 -> 1x4x4 -> a number.
+
+Read    DiscriminatorConfig, DiscriminatorBlock, Discriminator3d, Discriminator2d; then the
+        statements about logits: generator_loss, discriminator_loss, r1_penalty, LeCam.
+
+Not here: who is updated with what, and the weights of the terms (train.py, tokenizer_step).
+
+Run:    python discriminator.py     shapes, parameter counts, where each loss's gradient goes
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Sizes of a discriminator. The defaults are the paper's B at 128 px (App. B.2)."""
+
+    base_channels: int = 64                                       # as the tokenizer's; official
+    channel_multipliers: tuple[int, ...] = (2, 4, 4, 4, 4)        # App. B.2; (2, 4, 4, 4) at 64 px
+    resolution: tuple[int, int, int] = (16, 128, 128)             # T, H, W: sizes the dense layer
+    kernel: tuple[int, int, int] = (3, 3, 3)                      # (1, 3, 3) makes it 2D
+
+
+_64px = dict(channel_multipliers=(2, 4, 4, 4), resolution=(16, 64, 64))
+DISCRIMINATORS = {
+    "B": DiscriminatorConfig(),
+    "L": DiscriminatorConfig(base_channels=128),
+    "B-64px": DiscriminatorConfig(**_64px),
+    "L-64px": DiscriminatorConfig(base_channels=128, **_64px),
+    "toy": DiscriminatorConfig(base_channels=16, channel_multipliers=(2, 2, 2),     # ours
+                               resolution=(16, 32, 32)),
+}
+
+
+def half(x: Tensor, axes: tuple[bool, bool, bool]) -> Tensor:
+    """Average pairs of neighbours along the marked axes; a last odd one stays, as in SAME."""
+    window = [2 if pooled and size > 1 else 1 for pooled, size in zip(axes, x.shape[2:])]
+    return F.avg_pool3d(x, window, ceil_mode=True, count_include_pad=False)
+
+
+class DiscriminatorBlock(nn.Module):
+    """conv, pool, conv beside pool, 1x1x1 conv; their sum keeps its variance by 1/sqrt(2).
+
+    Pooling always includes time, until one frame is left (official).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int]):
+        super().__init__()
+        padding = tuple(k // 2 for k in kernel)
+        self.axes = tuple(k > 1 for k in kernel)
+        self.conv1 = nn.Conv3d(channels_in, channels_in, kernel, padding=padding)
+        self.conv2 = nn.Conv3d(channels_in, channels_out, kernel, padding=padding)
+        self.skip = nn.Conv3d(channels_in, channels_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = half(F.leaky_relu(self.conv1(x), 0.2), self.axes)
+        main = F.leaky_relu(self.conv2(main), 0.2)
+        return (main + self.skip(half(x, self.axes))) / math.sqrt(2)
+
+
+class Discriminator3d(nn.Module):
+    """StyleGAN2's residual discriminator, simplified: no blur, no norm, no minibatch statistics.
+
+    Convolutions are padded with zeros whatever the tokenizer does (official).
+    """
+
+    def __init__(self, config: DiscriminatorConfig):
+        super().__init__()
+        self.config = config
+        widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
+        self.conv_in = nn.Conv3d(3, config.base_channels, config.kernel,
+                                 padding=tuple(k // 2 for k in config.kernel))
+        self.blocks = nn.Sequential(*(
+            DiscriminatorBlock(channels_in, channels_out, config.kernel)
+            for channels_in, channels_out in zip([config.base_channels, *widths], widths)))
+        self.conv_out = nn.Conv3d(widths[-1], widths[-1], config.kernel,
+                                  padding=tuple(k // 2 for k in config.kernel))
+        left = [math.ceil(size / 2 ** len(widths)) if k > 1 else 1
+                for size, k in zip(config.resolution, config.kernel)]
+        self.dense = nn.Linear(widths[-1] * math.prod(left), widths[-1])
+        self.logit = nn.Linear(widths[-1], 1)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv3d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """video (B, 3, T, H, W) in [0, 1], of config.resolution -> logits (B,)."""
+        if video.shape[2:] != self.config.resolution:
+            raise ValueError(f"clip of {tuple(video.shape[2:])}; this discriminator's dense layer "
+                             f"is for {self.config.resolution}: set its resolution")
+        return self._logits(video)
+
+    def _logits(self, video: Tensor) -> Tensor:
+        x = F.leaky_relu(self.conv_in(video.contiguous(memory_format=torch.channels_last_3d)), 0.2)
+        x = F.leaky_relu(self.conv_out(self.blocks(x)), 0.2)
+        x = F.leaky_relu(self.dense(rearrange(x, "b c t h w -> b (t h w c)")), 0.2)
+        return self.logit(x)[:, 0].float()                                              # (B,)
+
+
+class Discriminator2d(Discriminator3d):
+    """The 2D twin: 1x3x3 kernels, each frame alone. video (B, 3, T, H, W) -> logits (B, T)."""
+
+    def __init__(self, config: DiscriminatorConfig):
+        super().__init__(replace(config, kernel=(1, 3, 3)))
+
+    def forward(self, video: Tensor) -> Tensor:
+        logits = self._logits(rearrange(video, "b c t h w -> (b t) c 1 h w"))
+        return rearrange(logits, "(b t) -> b t", b=len(video))
+
+
+# ---------------------------------------------------------------------------------------------
+# Losses: all take logits of whole batches and return a number
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """Non-saturating: -log sigmoid(D(fake)) (App. B.2)."""
+    return F.softplus(-fake_logits).mean()
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Non-saturating: -log sigmoid(D(real)) - log(1 - sigmoid(D(fake)))."""
+    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+
+def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
+    """R1 (App. B.2, cost 10): squared gradient of D at real clips, summed over pixels.
+
+    Mean over the batch, without the half that other codes have (official), so that cost 10 is
+    StyleGAN's gamma of 20. real (B, 3, T, H, W) must require grad and have led to real_logits.
+    """
+    gradient, = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3, 4)).mean()
+
+
+class LeCam(nn.Module):
+    """LeCam regularization (Sec. 3.1): keep D near the running averages of its own verdicts.
+
+        relu(mean D(real) - average of D(fake))^2 + relu(average of D(real) - mean D(fake))^2
+
+    The averages decay by 0.999 a step from 0, without bias correction, and carry no gradient.
+    `forward` reads them; `update` moves them, after the loss was taken (official). Arguments
+    are means over the whole batch, of all processes.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("average_real", torch.zeros(()))
+        self.register_buffer("average_fake", torch.zeros(()))
+
+    def forward(self, real_mean: Tensor, fake_mean: Tensor) -> Tensor:
+        return (F.relu(real_mean - self.average_fake).square()
+                + F.relu(self.average_real - fake_mean).square())
+
+    @torch.no_grad()
+    def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
+        self.average_real.lerp_(real_mean, 1 - self.decay)
+        self.average_fake.lerp_(fake_mean, 1 - self.decay)
+
+
+def main() -> None:
+    paper = {"B": "15 M", "L": "61 M"}
+    print(f"{'size':8} {'3D':>12} {'2D':>12}   the paper says (3D)")
+    for name, config in DISCRIMINATORS.items():
+        with torch.device("meta"):
+            counts = [sum(p.numel() for p in network(config).parameters())
+                      for network in (Discriminator3d, Discriminator2d)]
+        print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}   {paper.get(name, '')}")
+
+    print("\nwhere each loss's gradient goes (toy size, noise for clips)")
+    torch.manual_seed(0)
+    network = Discriminator3d(DISCRIMINATORS["toy"])
+    real, fake = (torch.rand(2, 3, 16, 32, 32, requires_grad=True) for _ in range(2))
+    real_logits, fake_logits = network(real), network(fake)
+    losses = {"generator_loss": generator_loss(fake_logits),
+              "discriminator_loss": discriminator_loss(real_logits, fake_logits),
+              "r1_penalty": r1_penalty(real_logits, real),
+              "LeCam": LeCam()(real_logits.mean(), fake_logits.mean())}
+    print(f"  {'loss':20}{'value':>10}{'fake clip':>12}{'real clip':>12}{'D itself':>12}")
+    for name, loss in losses.items():
+        gradients = torch.autograd.grad(loss, [fake, real, network.conv_in.weight],
+                                        retain_graph=True, allow_unused=True)
+        print(f"  {name:20}{loss.item():10.4f}", *(
+            f"{'-' if gradient is None else f'{gradient.norm():.1e}':>11}"
+            for gradient in gradients))
+    print("  (train.py lets the first reach the tokenizer only, the others D only)")
+
+
+if __name__ == "__main__":
+    main()

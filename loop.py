@@ -1,0 +1,286 @@
+"""The loop that trains either stage: resumable to the bit, on one process or many.
+
+Paper   App. B.2 (learning rate); the rest is what keeps a long run alive
+
+Shapes  none: fit(step function, batches) knows neither videos nor tokens
+
+Read    fit. Then what it leans on: Trainee, Processes and average_gradients, StopSignal, Ahead,
+        Log, the refusals, TokenizerWatch.
+
+Run:    python loop.py            the learning rate over a run, as a table
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from checkpoint import load_checkpoint, previous, save_checkpoint
+from presets import TrainConfig
+
+
+@dataclass
+class Trainee:
+    """What a stage trains, all of it saved: networks and their optimizers, by name."""
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    perceptual: nn.Module | None = None             # frozen, not saved
+
+    def state(self) -> dict:
+        networks = {name: network.state_dict() for name, network in self.networks.items()}
+        return networks | {f"optimizer {name}": optimizer.state_dict()
+                           for name, optimizer in self.optimizers.items()}
+
+    def load(self, state: dict) -> None:
+        for name, network in self.networks.items():
+            network.load_state_dict(state[name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[f"optimizer {name}"])
+
+
+def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
+    """Linear warm-up from 0, then half a cosine to 0 (App. B.2; the first step has rate 0)."""
+    progress = max(0, step - warmup) / max(1, total - warmup)
+    return peak * min(1.0, step / warmup) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+# ---------------------------------------------------------------------------------------------
+# Processes. Data parallel training written out: each has a share of the batch, and gradients are
+# averaged once per step, after all backward passes.
+
+class Processes(NamedTuple):
+    rank: int
+    world: int
+    device: torch.device
+
+
+def start_processes() -> Processes:
+    """One process, or what torchrun started: NCCL with GPUs, gloo without."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if "WORLD_SIZE" not in os.environ:
+        return Processes(0, 1, device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+
+def average_gradients(network: nn.Module) -> None:
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(averaged.view_as(gradient))
+
+
+class StopSignal:
+    """Turns Ctrl-C and SIGTERM into "finish this step, save, leave"; all processes agree."""
+
+    def __enter__(self) -> StopSignal:
+        self.received = False
+        self.before = {number: signal.signal(number, self._note)
+                       for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.received = True
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        if not dist.is_initialized():
+            return self.received
+        anyone = torch.tensor([float(self.received)])
+        if dist.get_backend() == "nccl":
+            anyone = anyone.cuda()
+        dist.all_reduce(anyone)
+        return bool(anyone.item())
+
+
+# ---------------------------------------------------------------------------------------------
+# The loop
+
+def fit(stage: str, trainee: Trainee, step_function: Callable, batch_of: Callable[[int], object],
+        peak_rate: float, total: int, warmup: int, config: TrainConfig, run: Path,
+        processes: Processes, plain: dict, watch: Callable[[int, dict], dict] = lambda s, t: {}
+        ) -> bool:
+    """Train a stage from its last checkpoint to the end. True when the end was reached.
+
+    step_function(trainee, batch, config) -> terms; batch_of(step) -> batch. Everything random
+    in a step is a function of (seed, rank, step), so that a run that was stopped anywhere goes
+    on as if nothing had happened. plain: configurations as dicts, saved with the weights. watch
+    turns a step's terms into what is worth showing, and names what looks wrong.
+    """
+    path = run / f"{stage}.pt"
+    start = 0
+    if path.exists() or previous(path).exists():
+        state = load_checkpoint(path)
+        refuse_other_configuration(path, state["config"], plain)
+        trainee.load(state)
+        start = state["step"]
+        if state["finished"]:
+            return True
+
+    def save(step: int) -> None:
+        if processes.rank == 0:
+            save_checkpoint(path, dict(stage=stage, step=step, finished=step == total,
+                                       config=plain, **trainee.state()))
+
+    saved = start
+    log = Log(run / "log.jsonl", stage, processes.rank)
+    with StopSignal() as stop, Ahead(batch_of) as batches, tqdm(
+            total=total, initial=start, desc=stage, disable=processes.rank > 0,
+            mininterval=1.0) as bar:
+        for step in range(start, total):
+            rate = learning_rate(step, peak_rate, warmup, total)
+            for optimizer in trainee.optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            torch.manual_seed(seed_of(config.seed, processes.rank, step))            # dropout
+            terms = step_function(trainee, batches(step, step + 1 < total), config)
+            refuse_nonfinite(stage, step, terms, saved, path)
+            shown = watch(step, terms)
+            bar.set_postfix({"loss": f"{terms['loss'].item():.3f}", **shown}, refresh=False)
+            bar.update()
+            log(step, rate, terms, shown)
+            done = step + 1
+            if done % config.save_every == 0 or done == total:
+                save(done)
+                saved = done
+            if stop:
+                save(done)
+                if processes.rank == 0:
+                    print(f"\nstopped after step {done} of {total} of the {stage}, saved in {path};"
+                          " the same command goes on from here", file=sys.stderr)
+                return False
+    return True
+
+
+def seed_of(seed: int, rank: int, step: int) -> int:
+    """A different 63-bit seed for each (seed, rank, step)."""
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Ahead:
+    """Prepares the batch of the next step in a thread while this step computes."""
+
+    def __init__(self, batch_of: Callable[[int], object]):
+        self.batch_of, self.pool, self.waiting = batch_of, ThreadPoolExecutor(1), {}
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def __call__(self, step: int, more: bool) -> object:
+        batch = self.waiting.pop(step, None) or self.pool.submit(self.batch_of, step)
+        result = batch.result()
+        if more:
+            self.waiting[step + 1] = self.pool.submit(self.batch_of, step + 1)
+        return result
+
+
+class Log:
+    """log.jsonl: a line every ten steps, by the first process. Lines of undone steps go."""
+
+    def __init__(self, path: Path, stage: str, rank: int):
+        self.path, self.stage, self.rank, self.begin = path, stage, rank, time.time()
+
+    def __call__(self, step: int, rate: float, terms: dict, shown: dict) -> None:
+        if self.rank or step % 10:
+            return
+        numbers = {name: round(float(term), 6) for name, term in terms.items()
+                   if isinstance(term, Tensor) and term.ndim == 0}
+        line = dict(stage=self.stage, step=step, rate=rate, seconds=round(time.time() - self.begin,
+                                                                          2), **numbers, **shown)
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def refuse_nonfinite(stage: str, step: int, terms: dict, saved: int, path: Path) -> None:
+    """FloatingPointError where a loss or gradient is not finite: nothing is saved after it."""
+    bad = [name for name, term in terms.items()
+           if term.is_floating_point() and not torch.isfinite(term).all()]
+    if bad:
+        raise FloatingPointError(
+            f"step {step} of the {stage}: {', '.join(bad)} not finite. The last good checkpoint is "
+            f"{path} of step {saved}; go on from it with a lower rate or --precision float32")
+
+
+def refuse_other_configuration(path: Path, old: dict, new: dict) -> None:
+    """ValueError naming the settings in which a checkpoint differs from the run to be resumed."""
+    free = {"compile", "checkpointing", "save_every", "decode_steps", "decode_schedule",
+            "decode_temperature"}
+    different = [f"{part}.{name} {old.get(part, {}).get(name)!r} there, {value!r} here"
+                 for part in new for name, value in new[part].items()
+                 if name not in free and old.get(part, {}).get(name) != value]
+    if different:
+        raise ValueError(f"{path} was trained with another configuration: {'; '.join(different)}. "
+                         "Give --out another folder, or the old settings")
+
+
+class TokenizerWatch:
+    """Watches stage 1: PSNR, codes in use; names what users of VQ-GANs meet, with what to try."""
+
+    window = 100
+
+    def __init__(self, codebook_size: int):
+        self.last_used = torch.full((codebook_size,), -self.window)
+        self.warned: set[str] = set()
+        self.wins = 0
+
+    def __call__(self, step: int, terms: dict) -> dict:
+        self.last_used[terms["tokens"].unique().cpu()] = step
+        codes = int((self.last_used > step - self.window).sum())
+        mse = terms["reconstruction"].item()
+        if step >= 2 * self.window:
+            if codes < 0.05 * len(self.last_used):
+                self.warn("codes", f"only {codes} of {len(self.last_used)} codes in use: the "
+                          "codebook collapses; raise --entropy-weight or lower --tokenizer-rate")
+            if terms["contrast"].item() < 0.01:
+                self.warn("colour", "reconstructions are of one colour; lower --tokenizer-rate, "
+                          "or --adversarial-weight 0 until pictures appear")
+            self.wins = self.wins + 1 if terms.get("discriminator", 1.0) < 0.05 else 0
+            if self.wins > self.window:
+                self.warn("adversary", "the discriminator wins outright; raise --r1-weight or "
+                          "--lecam-weight")
+        return dict(psnr=round(-10 * math.log10(max(mse, 1e-10)), 2), codes=codes)
+
+    def warn(self, kind: str, words: str) -> None:
+        if kind not in self.warned:
+            self.warned.add(kind)
+            print(f"\nwarning: {words}", file=sys.stderr)
+
+
+def main() -> None:
+    total, warmup = 74_000, 5_000
+    print(f"learning rate of the transformer on UCF-101 (B): {total} steps, {warmup} of warm-up")
+    for step in (0, 1, warmup // 2, warmup, total // 4, total // 2, total * 3 // 4, total - 1):
+        rate = learning_rate(step, 1e-4, warmup, total)
+        print(f"  step {step:6}  {rate:.3e}  {'#' * round(rate * 6e5)}")
+
+
+if __name__ == "__main__":
+    main()

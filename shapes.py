@@ -1,0 +1,125 @@
+"""MovingShapes: a data set small enough for a laptop, and measurable.
+
+Paper   none: this stands in for a data set, so that the whole paper runs without a download.
+
+Shapes  clip i -> uint8 (16, 32, 32, 3) and a label in 0..15, shape x direction
+        video (B, 3, 16, 32, 32) in [0, 1] -> recognize -> shape (B,), direction (B,)
+
+Read    MovingShapes.clip (how a clip is drawn), MovingShapes.recognize (how it is measured).
+
+Run:    python shapes.py           how often the plain rule is right, clean and under noise
+"""
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+class MovingShapes:
+    """A coloured shape moves over a soft grey slope, one pixel a frame: 16 frames of 32x32.
+
+    Drawn, not downloaded; clip i is a function of (split, i). The class is shape x direction, so
+    that what a model generates can be measured by `recognize`. Everything starts on the grid of
+    the tokens (4 pixels, 4 frames): a clip moves by one token per latent frame. A shape never
+    leaves the frame. Its start often leaves the direction open: frame prediction has to guess,
+    class-conditional frame prediction need not.
+    """
+
+    shapes = ("square", "disc", "triangle", "cross")
+    directions = ("right", "left", "down", "up")
+    colours = np.array([[0.95, 0.25, 0.20], [0.20, 0.85, 0.30], [0.25, 0.45, 1.00],
+                        [1.00, 0.80, 0.10]], np.float32)
+    greys = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    T, H, W, size = 16, 32, 32, 12
+
+    def __init__(self, split: str = "train", length: int = 2048):
+        if split not in ("train", "test"):
+            raise ValueError(f"split is {split!r}; choose 'train' or 'test'")
+        self.split = split
+        self.length = length
+        self.class_names = [f"{shape} {direction}" for shape in self.shapes
+                            for direction in self.directions]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def clip(self, index: int, random: np.random.Generator | None = None
+             ) -> tuple[np.ndarray, int]:
+        """Clip `index` of the split; `random` changes nothing here."""
+        choose = np.random.default_rng([self.split == "test", index])
+        label = int(choose.integers(16))
+        alpha = self.masks()[label // 4][..., None]                          # (size, size, 1)
+        colour = self.colours[choose.integers(4)]
+        top, bottom = choose.choice(self.greys, 2)
+        lane, start = 4 * choose.integers(6), 4 * choose.integers(2)
+        slope = np.linspace(top, bottom, self.H, dtype=np.float32)[:, None, None]
+        frames = np.broadcast_to(slope, (self.T, self.H, self.W, 3)).copy()
+        for t, frame in enumerate(frames):
+            far = self.W - self.size
+            x, y = [(start + t, lane), (far - start - t, lane),
+                    (lane, start + t), (lane, far - start - t)][label % 4]
+            window = frame[y:y + self.size, x:x + self.size]
+            window[:] = alpha * colour + (1 - alpha) * window
+        return (frames * 255 + 0.5).astype(np.uint8), label
+
+    @classmethod
+    @functools.cache
+    def masks(cls) -> np.ndarray:
+        """The shapes, (4, 12, 12) in [0, 1] with soft edges (16 samples a pixel)."""
+        half = cls.size / 2
+        fine = (np.arange(cls.size * 4) + 0.5) / 4 - half
+        y, x = np.meshgrid(fine, fine, indexing="ij")
+        inside = np.stack([np.ones_like(x, bool), x * x + y * y < half * half,
+                           abs(x) < (y + half) / 2, np.minimum(abs(x), abs(y)) < half / 3])
+        return rearrange(inside.astype(np.float32),
+                         "s (y a) (x b) -> s y x (a b)", a=4, b=4).mean(-1)
+
+    @classmethod
+    def recognize(cls, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Read shape and direction from pixels by a plain rule: video (B, 3, T, 32, 32) in [0, 1].
+
+        A pixel is coloured where its largest channel exceeds its smallest by 0.3 (the slope is
+        grey). In each frame every shape is laid everywhere; the overlap is intersection over
+        union. The shape with the best mean over frames wins if that is at least 0.6; where it
+        lies in the first and last four frames gives the direction, if it moved 6 pixels or more.
+        Returns shape (B,) and direction (B,), -1 where there is none.
+        """
+        B, _, T, H, W = video.shape
+        coloured = rearrange(video.amax(1) - video.amin(1), "b t h w -> (b t) 1 h w") > 0.3
+        coloured, masks = coloured.float(), torch.from_numpy(cls.masks())[:, None] > 0.5
+        masks = masks.float().to(video.device)
+        common = F.conv2d(coloured, masks)                                   # (B*T, 4, 21, 21)
+        union = coloured.sum((1, 2, 3), keepdim=True) + masks.sum((1, 2, 3))[:, None, None] - common
+        overlap, place = rearrange(common / union, "(b t) s y x -> b s t (y x)", b=B).max(-1)
+        score, shape = overlap.mean(-1).max(1)
+        place = place[torch.arange(B), shape]                                # (B, T)
+        position = torch.stack([place // (H - cls.size + 1), place % (W - cls.size + 1)], 1)
+        moved = position[:, :, -4:].float().mean(-1) - position[:, :, :4].float().mean(-1)
+        down, right = moved.unbind(1)
+        direction = torch.where(right.abs() > down.abs(), (right < 0).long(), 2 + (down < 0).long())
+        found = score >= 0.6
+        travelled = moved.abs().amax(1) >= 6
+        return torch.where(found, shape, -1), torch.where(found & travelled, direction, -1)
+
+
+def main() -> None:
+    clips, labels = zip(*(MovingShapes("test").clip(index) for index in range(256)))
+    video = rearrange(torch.from_numpy(np.stack(clips)), "b t h w c -> b c t h w") / 255
+    labels = torch.tensor(labels)
+    print("noise   shape right   direction right   both   (256 clips)")
+    for noise in (0.0, 0.05, 0.1, 0.2):
+        generator = torch.Generator().manual_seed(0)
+        noisy = video + noise * torch.randn(video.shape, generator=generator)
+        shape, direction = MovingShapes.recognize(noisy.clamp(0, 1))
+        right = shape == labels // 4, direction == labels % 4
+        print(f"{noise:5.2f} {right[0].float().mean():13.1%} {right[1].float().mean():17.1%}"
+              f" {(right[0] & right[1]).float().mean():6.1%}")
+
+
+if __name__ == "__main__":
+    main()

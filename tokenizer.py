@@ -1,0 +1,401 @@
+"""Video <-> tokens: the 3D-VQ autoencoder of MAGVIT, its 2D ancestor, and inflation.
+
+Paper   Sec. 3.1 (Spatial-Temporal Tokenization), App. A.1 (architecture), App. B.2 (sizes)
+
+Shapes  video (B, 3, T, H, W) in [0, 1]
+          -> Encoder           -> latents (B, D, t, h, w)
+          -> VectorQuantizer   -> tokens (B, t, h, w) in [0, K), embeddings (B, D, t, h, w)
+          -> Decoder           -> reconstruction (B, 3, T, H, W), linear: clip it to look at it
+        At 128 px: 16x128x128 pixels <-> 4x16x16 tokens, one token per 4x8x8 supervoxel.
+
+Read    TokenizerConfig, conv, ResidualBlock, Downsample, Upsample, Encoder, Decoder,
+        VectorQuantizer, VideoTokenizer, ImageTokenizer, inflate.
+
+Not here: the adversary (discriminator.py); the sum of the losses (train.py, tokenizer_step).
+
+Run:    python tokenizer.py        the layers with their shapes, and the parameter counts
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Sizes of a tokenizer. The defaults are the paper's B at 128 px (App. B.2)."""
+
+    base_channels: int = 64                                          # App. B.2: 64 for B, 128 for L
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)              # App. B.2; (1, 2, 4) at 64 px
+    temporal_downsample: tuple[bool, ...] = (True, True, False)      # 3D in the shallow stages
+    num_res_blocks: int = 2                                          # per stage; official
+    codebook_size: int = 1024                                        # K, App. B.2
+    embedding_dim: int = 256                                         # D, App. B.2
+    padding: str = "reflect"               # Sec. 3.1; "zeros" is what the released configs run
+    kernel: tuple[int, int, int] = (3, 3, 3)                         # (1, 3, 3) makes it 2D
+    norm_groups: int = 32                                            # official
+    entropy_temperature: float = 0.01                                # official
+
+    def __post_init__(self):
+        if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
+            raise ValueError(
+                f"temporal_downsample has {len(self.temporal_downsample)} entries for "
+                f"{len(self.channel_multipliers)} channel_multipliers; there is one down-sampler "
+                f"between two stages, so give {len(self.channel_multipliers) - 1}")
+        if self.padding not in ("reflect", "zeros"):
+            raise ValueError(f"padding is {self.padding!r}; choose 'reflect' or 'zeros'")
+
+    @property
+    def strides(self) -> list[tuple[int, int, int]]:
+        """(time, height, width) factor of each down-sampler, shallow first."""
+        return [(2 if temporal else 1, 2, 2) for temporal in self.temporal_downsample]
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each stage, shallow first."""
+        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
+
+
+_64px = dict(channel_multipliers=(1, 2, 4), temporal_downsample=(True, True))
+TOKENIZERS = {
+    "B": TokenizerConfig(),
+    "L": TokenizerConfig(base_channels=128),
+    "B-64px": TokenizerConfig(**_64px),
+    "L-64px": TokenizerConfig(base_channels=128, **_64px),
+    # Ours: the same code at a size that a laptop trains in minutes.
+    "toy": TokenizerConfig(base_channels=16, channel_multipliers=(1, 2, 2),
+                           temporal_downsample=(True, True), num_res_blocks=1,
+                           codebook_size=256, embedding_dim=32, norm_groups=4),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Blocks (App. A.1, Fig. 1b)
+
+def conv(channels_in: int, channels_out: int, config: TokenizerConfig, *,
+         kernel: tuple[int, int, int] | None = None, bias: bool) -> nn.Conv3d:
+    """A convolution that keeps (T, H, W): half a kernel of padding on every side (Sec. 3.1)."""
+    kernel = kernel or config.kernel
+    layer = nn.Conv3d(channels_in, channels_out, kernel, padding=tuple(k // 2 for k in kernel),
+                      padding_mode=config.padding, bias=bias)
+    # LeCun normal, truncated at two deviations (official); 0.8796 restores the lost variance.
+    deviation = math.sqrt(1 / (channels_in * math.prod(kernel))) / 0.87962566
+    nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class NormSwish(nn.Sequential):
+    """Group normalization over (T, H, W) jointly, then Swish (App. A.1)."""
+
+    def __init__(self, channels: int, config: TokenizerConfig):
+        super().__init__(nn.GroupNorm(config.norm_groups, channels, eps=1e-6), nn.SiLU())
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation: norm, Swish, conv, twice; added to the input. Convolutions have no bias."""
+
+    def __init__(self, channels_in: int, channels_out: int, config: TokenizerConfig):
+        super().__init__()
+        self.main = nn.Sequential(
+            NormSwish(channels_in, config), conv(channels_in, channels_out, config, bias=False),
+            NormSwish(channels_out, config), conv(channels_out, channels_out, config, bias=False))
+        self.skip = (nn.Identity() if channels_in == channels_out else
+                     conv(channels_in, channels_out, config, kernel=(1, 1, 1), bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.main(x)
+
+
+class Downsample(nn.Module):
+    """Average pooling, not a strided convolution (App. A.1)."""
+
+    def __init__(self, stride: tuple[int, int, int]):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool3d(x, self.stride)
+
+
+class Upsample(nn.Module):
+    """Nearest resizing, then a convolution that keeps the channels (App. A.1)."""
+
+    def __init__(self, channels: int, stride: tuple[int, int, int], config: TokenizerConfig):
+        super().__init__()
+        self.stride = stride
+        self.conv = conv(channels, channels, config, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=self.stride, mode="nearest"))
+
+
+class Layers(nn.Sequential):
+    """A sequence that can recompute its activations in the backward pass to save memory."""
+
+    checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            recompute = self.checkpointing and torch.is_grad_enabled()
+            x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+        return x
+
+
+class Encoder(Layers):
+    """video (B, 3, T, H, W) -> latents (B, D, t, h, w)."""
+
+    def __init__(self, config: TokenizerConfig):
+        channels = config.base_channels
+        layers: list[nn.Module] = [conv(3, channels, config, bias=False)]
+        for width, stride in zip(config.widths, [*config.strides, None]):
+            for _ in range(config.num_res_blocks):
+                layers.append(ResidualBlock(channels, width, config))
+                channels = width
+            if stride is not None:
+                layers.append(Downsample(stride))
+        layers += [ResidualBlock(channels, channels, config) for _ in range(config.num_res_blocks)]
+        layers += [NormSwish(channels, config),
+                   conv(channels, config.embedding_dim, config, kernel=(1, 1, 1), bias=True)]
+        super().__init__(*layers)
+
+
+class Decoder(Layers):
+    """embeddings (B, D, t, h, w) -> video (B, 3, T, H, W): the encoder mirrored, 2D first."""
+
+    def __init__(self, config: TokenizerConfig):
+        channels = config.widths[-1]
+        layers: list[nn.Module] = [conv(config.embedding_dim, channels, config, bias=True)]
+        layers += [ResidualBlock(channels, channels, config) for _ in range(config.num_res_blocks)]
+        for width, stride in zip(reversed(config.widths), [*reversed(config.strides), None]):
+            for _ in range(config.num_res_blocks):
+                layers.append(ResidualBlock(channels, width, config))
+                channels = width
+            if stride is not None:
+                layers.append(Upsample(channels, stride, config))
+        layers += [NormSwish(channels, config), conv(channels, 3, config, bias=True)]
+        super().__init__(*layers)
+
+
+# ---------------------------------------------------------------------------------------------
+# Quantization
+
+def average_over_processes(x: Tensor) -> Tensor:
+    """Mean of x over all training processes, differentiable; x itself when there is only one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    return dist.nn.functional.all_reduce(x) / dist.get_world_size()
+
+
+def entropy_loss(distances: Tensor, temperature: float) -> Tensor:
+    """Mean entropy of each position's code minus entropy of the mean code (official).
+
+    Low when every position is sure of its code and all codes are in use: what keeps the codebook
+    from collapsing. distances: (N, K) squared distances. The paper does not mention this term.
+    """
+    log_probability = F.log_softmax(-distances / temperature, dim=-1)              # (N, K)
+    probability = log_probability.exp()
+    entropy_each = -(probability * log_probability).sum(-1).mean()
+    mean_code = average_over_processes(probability.mean(0))                        # (K,)
+    entropy_mean = -(mean_code * (mean_code + 1e-5).log()).sum()
+    return entropy_each - entropy_mean
+
+
+class Quantized(NamedTuple):
+    embeddings: Tensor          # (B, D, t, h, w); their gradient goes straight to the latents
+    tokens: Tensor              # (B, t, h, w) int64 in [0, K)
+    commitment_loss: Tensor     # pulls the latents to their codes; reaches the encoder only
+    codebook_loss: Tensor       # pulls the codes to their latents; reaches the codebook only
+    entropy_loss: Tensor        # reaches both
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest code in squared Euclidean distance; the codebook is an ordinary parameter."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.temperature = config.entropy_temperature
+        self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.embedding_dim))
+        bound = math.sqrt(3 / config.codebook_size)           # official: fan-in counted as K
+        nn.init.uniform_(self.codebook, -bound, bound)
+
+    def distances(self, latents: Tensor) -> Tensor:
+        """(B, D, t, h, w) -> (B*t*h*w, K) squared distances, in float32: they differ by little."""
+        with torch.autocast(latents.device.type, enabled=False):
+            z = rearrange(latents.float(), "b d t h w -> (b t h w) d")
+            return (z.square().sum(1, keepdim=True) - 2 * z @ self.codebook.T
+                    + self.codebook.square().sum(1))
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """tokens (B, t, h, w) -> embeddings (B, D, t, h, w)."""
+        return rearrange(F.embedding(tokens, self.codebook), "b t h w d -> b d t h w")
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """latents (B, D, t, h, w) -> tokens (B, t, h, w), the first of equally near codes."""
+        return self.distances(latents).argmin(1).view(latents.shape[:1] + latents.shape[2:])
+
+    def forward(self, latents: Tensor) -> Quantized:
+        latents = latents.float()
+        distances = self.distances(latents)                                        # (N, K)
+        tokens = distances.argmin(1).view(latents.shape[:1] + latents.shape[2:])
+        codes = self.lookup(tokens)
+        return Quantized(
+            embeddings=latents + (codes - latents).detach(),                 # straight-through
+            tokens=tokens,
+            commitment_loss=F.mse_loss(latents, codes.detach()),
+            codebook_loss=F.mse_loss(codes, latents.detach()),
+            entropy_loss=entropy_loss(distances, self.temperature))
+
+
+# ---------------------------------------------------------------------------------------------
+# Tokenizers
+
+class TokenizerOutput(NamedTuple):
+    reconstruction: Tensor      # (B, 3, T, H, W), linear, not clipped
+    tokens: Tensor              # (B, t, h, w)
+    commitment_loss: Tensor     # the three quantizer losses, unweighted
+    codebook_loss: Tensor
+    entropy_loss: Tensor
+
+
+class VideoTokenizer(nn.Module):
+    """3D-VQ: f_T and its inverse (Sec. 3.1)."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = VectorQuantizer(config)
+        self.decoder = Decoder(config)
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    def latent_shape(self, T: int, H: int, W: int) -> tuple[int, int, int]:
+        """(t, h, w) of a (T, H, W) video. ValueError where a size does not divide."""
+        factors = [math.prod(axis) for axis in zip(*self.config.strides)]
+        for name, size, factor in zip("THW", (T, H, W), factors):
+            if size % factor or size == 0:
+                raise ValueError(f"{name}={size} frames or pixels; this tokenizer needs a "
+                                 f"multiple of {factor}: crop or resize the video")
+        t, h, w = (size // factor for size, factor in zip((T, H, W), factors))
+        if self.config.padding == "reflect":
+            for name, size, kernel in zip("thw", (t, h, w), self.config.kernel):
+                if size <= kernel // 2:
+                    raise ValueError(f"latent {name}={size}; reflect padding needs at least "
+                                     f"{kernel // 2 + 1}: use a longer or larger video")
+        return t, h, w
+
+    def forward(self, video: Tensor) -> TokenizerOutput:
+        """One training pass. video (B, 3, T, H, W) in [0, 1]."""
+        quantized = self.quantizer(self._run(self.encoder, self._checked(video)))
+        reconstruction = self._run(self.decoder, quantized.embeddings)
+        return TokenizerOutput(reconstruction.float(), *quantized[1:])
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """f_T: video (B, 3, T, H, W) in [0, 1] -> tokens (B, t, h, w). No gradient."""
+        return self.quantizer.tokens(self._run(self.encoder, self._checked(video)))
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """f_T inverse: tokens (B, t, h, w) -> video (B, 3, T, H, W), linear, not clipped."""
+        if tokens.min() < 0 or tokens.max() >= self.codebook_size:
+            raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}; the codebook has "
+                             f"0 to {self.codebook_size - 1} ([MASK] cannot be decoded)")
+        return self._run(self.decoder, self.quantizer.lookup(tokens)).float()
+
+    def _checked(self, video: Tensor) -> Tensor:
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise ValueError(f"video has shape {tuple(video.shape)}; wanted (B, 3, T, H, W)")
+        self.latent_shape(*video.shape[2:])
+        return video
+
+    def _run(self, network: Layers, x: Tensor) -> Tensor:
+        # channels_last_3d: 3x3x3 convolutions at few channels run more than twice as fast.
+        return network(x.contiguous(memory_format=torch.channels_last_3d))
+
+
+class ImageTokenizer(VideoTokenizer):
+    """2D-VQ: the same networks with 1x3x3 kernels and no pooling of time, each frame alone.
+
+    Same four methods on the same (B, 3, T, H, W) videos; tokens are (B, T, h, w). Images are
+    videos of one frame. Frames become the batch, so that normalization is per frame too.
+    """
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__(replace(config, kernel=(1, 3, 3), temporal_downsample=(False,) * (
+            len(config.channel_multipliers) - 1)))
+
+    def _run(self, network: Layers, x: Tensor) -> Tensor:
+        frames = super()._run(network, rearrange(x, "b c t h w -> (b t) c 1 h w"))
+        return rearrange(frames, "(b t) c 1 h w -> b c t h w", b=len(x))
+
+
+def inflate(image_state: dict[str, Tensor], video_network: nn.Module,
+            mode: str = "central") -> nn.Module:
+    """Start a 3D network from its 2D twin's parameters, in place (Sec. 3.1, Table 7).
+
+    Serves the tokenizer and the discriminator. Layers of equal shape (norms, biases, codebook,
+    dense and 1x1x1) are copied. A 2D kernel becomes, with k the length of the new time axis:
+      "central"   the middle slice of a kernel of zeros, so at first each frame is alone;
+      "average"   k copies divided by k, so at first frames are blurred together.
+    ValueError where a parameter is missing or has no matching shape.
+    """
+    if mode not in ("central", "average"):
+        raise ValueError(f"inflation mode is {mode!r}; choose 'central' or 'average'")
+    inflated = {}
+    for name, target in video_network.state_dict().items():
+        if name not in image_state:
+            raise ValueError(f"the 2D network has no {name}: it is not the 3D network's twin")
+        source = image_state[name]
+        if source.shape == target.shape:
+            inflated[name] = source
+        elif source.ndim == 5 and source.shape[:2] + source.shape[3:] == (
+                target.shape[:2] + target.shape[3:]):
+            length = target.shape[2]
+            inflated[name] = torch.zeros_like(target)
+            if mode == "central":
+                inflated[name][:, :, length // 2] = source[:, :, 0]
+            else:
+                inflated[name][:] = source / length
+        else:
+            raise ValueError(f"{name} is {tuple(source.shape)} in 2D and {tuple(target.shape)} "
+                             "in 3D; give both networks the same sizes")
+    video_network.load_state_dict(inflated)
+    return video_network
+
+
+def main() -> None:
+    """Print the layer table of App. A.1 and the parameter counts beside the paper's."""
+    config = TOKENIZERS["B"]
+    with torch.device("meta"):
+        tokenizer = VideoTokenizer(config)
+        x = torch.empty(1, 3, 16, 128, 128)
+        for part in ("encoder", "decoder"):
+            print(f"3D-VQ-B {part}: input {'x'.join(map(str, x.shape[1:]))} (channels x T x H x W)")
+            for layer in getattr(tokenizer, part):
+                x = layer(x)
+                numbers = sum(p.numel() for p in layer.parameters())
+                print(f"  {type(layer).__name__:14} -> {'x'.join(map(str, x.shape[1:])):16}"
+                      f" {numbers:>10,} parameters")
+            print()
+        print(f"{'size':8} {'3D-VQ':>12} {'2D-VQ':>12}   the paper says")
+        paper = {"B": "41 M (3D)", "L": "158 M (3D), 53 M (2D)"}
+        for name, config in TOKENIZERS.items():
+            counts = [sum(p.numel() for p in network(config).parameters())
+                      for network in (VideoTokenizer, ImageTokenizer)]
+            print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}   {paper.get(name, '')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""Two stages, one loop: the tokenizer, then the transformer on its tokens.
+
+Paper   Sec. 3.1 and 3.2 (Training), App. B.2
+
+Shapes  stage 1: video (B, 3, T, H, W) -> tokenizer_step: VQ, pixels, adversary -> checkpoint
+        stage 2: video, task -> tokens, condition tokens (B, N) -> transformer_step: Eq. (2)-(4)
+
+Read    tokenizer_step, transformer_step (what one step is), train_tokenizer and
+        train_transformer (how a stage is set up), TokenSource.
+
+Not here: the loop around a step (loop.py), what can be set (presets.py), files
+        (checkpoint.py), numbers at the end (evaluate.py).
+
+Run:    python train.py                                 the toy: both stages, pictures, numbers
+        python train.py ucf101-B --data DIR             the paper's presets; --dry-run for the plan
+        torchrun --nproc_per_node 8 train.py ucf101-L --data DIR
+"""
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from checkpoint import load_checkpoint, load_network
+from commit import (TASKS, commit_loss, commit_mask, cutoff_score, mask_ratio, task_index,
+                    tokenize_condition)
+from data import ClipSource, load_batch, open_source
+from discriminator import (Discriminator2d, Discriminator3d, LeCam, discriminator_loss,
+                           generator_loss, r1_penalty)
+from loop import Processes, TokenizerWatch, Trainee, average_gradients, fit, start_processes
+from presets import PRESETS, TrainConfig, parse, plan
+from tokenizer import ImageTokenizer, VideoTokenizer, average_over_processes, inflate
+from transformer import MaskedTransformer
+
+__all__ = ["PRESETS", "TrainConfig", "fit", "tokenizer_step", "transformer_step"]
+
+
+# ---------------------------------------------------------------------------------------------
+# One step of each stage
+
+
+def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+    """Stage 1: one simultaneous update of tokenizer and discriminator (Sec. 3.1, App. B.2).
+
+    Both losses are taken from the same forward pass, with the weights before the step
+    (official). `inputs=` keeps them apart: each backward pass fills the gradients of one network
+    only. video (B, 3, T, H, W) in [0, 1]. Returns the terms, unweighted, and the tokens used.
+    """
+    model, ema = trainee.networks["model"], trainee.networks["ema"]
+    discriminator, lecam = (trainee.networks.get(name) for name in ("discriminator", "lecam"))
+    terms: dict[str, Tensor] = {}
+    for part in video.chunk(config.accumulate):
+        share = len(part) / len(video)
+        with autocast(config, part.device):
+            output = model(part)
+        losses = dict(reconstruction=F.mse_loss(output.reconstruction, part),
+                      codebook=output.codebook_loss, commitment=output.commitment_loss,
+                      entropy=output.entropy_loss)
+        if trainee.perceptual is not None:
+            losses["perceptual"] = trainee.perceptual(*(
+                rearrange(x, "b c t h w -> b t c h w") for x in (output.reconstruction, part))).mean()
+        if discriminator is not None:
+            with autocast(config, part.device):
+                fake_logits = discriminator(output.reconstruction)
+            losses["generator"] = generator_loss(fake_logits)
+            part.requires_grad_()                     # for R1, which needs float32
+            real_logits = discriminator(part)
+            means = [average_over_processes(x.mean()) for x in (real_logits, fake_logits)]
+            losses |= dict(discriminator=discriminator_loss(real_logits, fake_logits),
+                           r1=r1_penalty(real_logits, part), lecam=lecam(*means))
+            (share * (losses["discriminator"] + config.r1_weight * losses["r1"]
+                      + config.lecam_weight * losses["lecam"])
+             ).backward(inputs=list(discriminator.parameters()), retain_graph=True)
+            lecam.update(*means)
+        total = (config.reconstruction_weight * losses["reconstruction"]
+                 + config.codebook_weight * losses["codebook"]
+                 + config.commitment_weight * losses["commitment"]
+                 + config.entropy_weight * losses["entropy"]
+                 + config.perceptual_weight * losses.get("perceptual", 0.0)
+                 + config.adversarial_weight * losses.get("generator", 0.0))
+        (share * total).backward(inputs=list(model.parameters()))
+        for name, loss in dict(loss=total, **losses).items():
+            terms[name] = terms.get(name, 0.0) + share * loss.detach()
+    for name, optimizer in trainee.optimizers.items():
+        average_gradients(trainee.networks[name])
+        terms[f"{name} gradient"] = nn.utils.get_total_norm(
+            [p.grad for p in trainee.networks[name].parameters() if p.grad is not None])
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()),
+                             1 - config.tokenizer_ema)
+    return terms | dict(tokens=output.tokens, contrast=output.reconstruction.detach().std())
+
+
+class TokenBatch(NamedTuple):
+    """What stage 2 learns from: clips of one task, tokenized."""
+
+    task: str
+    tokens: Tensor               # (B, N) z
+    condition_tokens: Tensor     # (B, N) z-tilde
+    is_pad: Tensor               # (N,) bool
+    label: Tensor                # (B,) in [0, C], C for "no class"
+    scores: Tensor               # (B, N) s, uniform
+    r: Tensor                    # (B,) uniform
+
+
+def transformer_step(trainee: Trainee, batch: TokenBatch, config: TrainConfig) -> dict[str, Tensor]:
+    """Stage 2: one update on Eq. (3), sequences corrupted by Eq. (2)."""
+    model, optimizer = trainee.networks["model"], trainee.optimizers["model"]
+    N = batch.tokens.shape[1]
+    cutoff = cutoff_score(batch.scores, mask_ratio(batch.r, config.mask_schedule, N))
+    inputs = commit_mask(batch.tokens, batch.condition_tokens, batch.is_pad, batch.scores, cutoff,
+                         model.mask_id)
+    task = torch.full_like(batch.label, task_index(batch.task))
+    terms: dict[str, Tensor] = {}
+    for part in torch.arange(len(inputs), device=inputs.device).chunk(config.accumulate):
+        share = len(part) / len(inputs)
+        with autocast(config, inputs.device):
+            logits = model(inputs[part], task[part], batch.label[part])
+        loss = commit_loss(logits, batch.tokens[part], batch.is_pad, batch.scores[part],
+                           cutoff[part], config.label_smoothing)
+        (share * loss.total).backward()
+        for name, value in dict(loss=loss.total, refine=loss.refine, mask=loss.mask,
+                                reconstruct=loss.reconstruct).items():
+            terms[name] = terms.get(name, 0.0) + share * value.detach()
+    average_gradients(model)
+    terms["model gradient"] = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return terms
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """bfloat16 where matrices and convolutions are; losses, distances and R1 stay float32."""
+    if config.precision == "auto" and device.type == "cpu":
+        enabled = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    else:
+        enabled = config.precision != "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+# ---------------------------------------------------------------------------------------------
+# Setting up the stages
+
+def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
+                    processes: Processes, stage: str = "tokenizer") -> bool:
+    """Stage 1, or its 2D ancestor (stage "image"), with EMA and, if its weight is not 0, a GAN."""
+    torch.manual_seed(config.seed)
+    two_d = stage == "image"
+    model = (ImageTokenizer if two_d else VideoTokenizer)(config.tokenizer_config())
+    networks: dict[str, nn.Module] = dict(model=model)
+    if config.adversarial_weight:
+        discriminator = Discriminator2d if two_d else Discriminator3d
+        networks |= dict(discriminator=discriminator(config.discriminator_config()), lecam=LeCam())
+    if options.inflate and not two_d:
+        state = load_checkpoint(run / "image.pt")
+        inflate(state["ema"], model, options.inflate)
+        if "discriminator" in networks:
+            inflate(state["discriminator"], networks["discriminator"], options.inflate)
+    networks["ema"] = copy.deepcopy(model).requires_grad_(False)
+    for network in networks.values():
+        network.to(processes.device)
+        if hasattr(network, "encoder"):
+            network.encoder.checkpointing = network.decoder.checkpointing = config.checkpointing
+        if config.compile:
+            network.compile()
+    trainee = Trainee(networks, {
+        name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate,
+                               betas=(config.tokenizer_beta1, config.tokenizer_beta2))
+        for name in ("model", "discriminator") if name in networks})
+    trainee.perceptual = perceptual_loss(config, options, processes)
+
+    def batch_of(step: int) -> Tensor:
+        video, _, _ = load_batch(source, step, config.tokenizer_batch, config.seed,
+                                 processes.rank, processes.world)
+        if two_d:                            # official: frames 3, 6, 10, 13 of 16
+            T = video.shape[2]
+            video = video[:, :, [round(k * T / 5) for k in range(1, 5)]]
+        return video.to(processes.device, non_blocking=True)
+
+    total, warmup = config.steps("tokenizer", len(source))
+    plain = {stage: asdict(model.config), "train": asdict(config), "data": describe(options, source)}
+    return fit(stage, trainee, tokenizer_step, batch_of, config.tokenizer_rate, total, warmup,
+               config, run, processes, plain, TokenizerWatch(model.codebook_size))
+
+
+def perceptual_loss(config: TrainConfig, options, processes: Processes) -> nn.Module | None:
+    """LPIPS-VGG from --lpips-weights; without them the term is absent, and that is said."""
+    if not config.perceptual_weight:
+        return None
+    if not options.lpips_weights:
+        if processes.rank == 0:
+            print("no --lpips-weights: training without the perceptual loss (App. B.2 has it); "
+                  "python pretrained.py tells where the weights are from", file=sys.stderr)
+        return None
+    from pretrained import load_lpips
+    return load_lpips(options.lpips_weights).to(processes.device)
+
+
+def train_transformer(config: TrainConfig, options, source: ClipSource, run: Path,
+                      processes: Processes) -> bool:
+    """Stage 2 on the frozen EMA tokenizer of the run."""
+    tokenizer_state = load_checkpoint(run / "tokenizer.pt")
+    if not tokenizer_state["finished"] and processes.rank == 0:
+        print(f"the tokenizer has stopped at step {tokenizer_state['step']}; its weights of then "
+              "are used", file=sys.stderr)
+    tokenizer = load_network(tokenizer_state, processes.device)
+    torch.manual_seed(config.seed)
+    classes = len(source.class_names)
+    model = MaskedTransformer(config.transformer_config(classes)).to(processes.device)
+    model.checkpointing = config.checkpointing
+    if config.compile:
+        model.compile()
+    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    optimizer = torch.optim.AdamW(
+        [dict(params=matrices, weight_decay=config.weight_decay),
+         dict(params=others, weight_decay=0.0)],
+        lr=config.transformer_rate, betas=(config.transformer_beta1, config.transformer_beta2))
+    tasks = [task for task in config.tasks if classes or not TASKS[task].class_conditional]
+    if processes.rank == 0 and len(tasks) < len(config.tasks):
+        print("no classes in the data: training without CG and CFP", file=sys.stderr)
+    clips = TokenSource(tokenizer, source, tasks, config, processes)
+
+    def batch_of(step: int) -> TokenBatch:
+        random = np.random.default_rng([config.seed, 2, step])       # the same in all processes
+        task = tasks[random.integers(len(tasks))]
+        tokens, condition_tokens, is_pad, label = clips(step, task)
+        size, share = config.transformer_batch, config.transformer_batch // processes.world
+        mine = slice(processes.rank * share, (processes.rank + 1) * share)
+        scores = random.random((size, tokens.shape[1]), np.float32)[mine]
+        r, dropped = random.random(size, np.float32)[mine], random.random(size)[mine]
+        unlabelled = torch.from_numpy(dropped < config.class_dropout) | (
+            not TASKS[task].class_conditional)
+        label = label.masked_fill(unlabelled.to(label.device), classes)
+        return TokenBatch(task, tokens, condition_tokens, is_pad, label,
+                          *(torch.from_numpy(x).to(processes.device) for x in (scores, r)))
+
+    total, warmup = config.steps("transformer", len(source))
+    plain = {"transformer": asdict(model.config), "train": asdict(config),
+             "data": describe(options, source)}
+    return fit("transformer", Trainee(dict(model=model), dict(model=optimizer)), transformer_step,
+               batch_of, config.transformer_rate, total, warmup, config, run, processes, plain)
+
+
+class TokenSource:
+    """The tokens of step and task: made anew from clips, or from a pool tokenized once.
+
+    With config.token_pool = P, the first P clips of the training order, augmented once, and
+    their conditions are tokenized before the first step. On a laptop that halves stage 2.
+    """
+
+    def __init__(self, tokenizer: VideoTokenizer, source: ClipSource, tasks: list[str],
+                 config: TrainConfig, processes: Processes):
+        self.tokenizer, self.source, self.config, self.processes = (tokenizer, source, config,
+                                                                    processes)
+        self.pool: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        if not config.token_pool:
+            return
+        size, parts = 32, []
+        steps = math.ceil(config.token_pool / size)
+        for step in tqdm(range(steps), desc="tokenizing", disable=processes.rank > 0,
+                         mininterval=1.0):
+            video, label, _ = load_batch(source, step, size, config.seed)
+            parts.append(dict(label=(label,)) | {
+                task: self._tokenize(video.to(processes.device), task) for task in dict.fromkeys(tasks)})
+        self.label = torch.cat([part["label"][0] for part in parts])
+        for task in dict.fromkeys(tasks):
+            tokens, condition = (torch.cat([part[task][i] for part in parts]) for i in (0, 1))
+            self.pool[task] = tokens, condition, parts[0][task][2]
+
+    def _tokenize(self, video: Tensor, task: str) -> tuple[Tensor, Tensor, Tensor]:
+        with autocast(self.config, video.device):
+            tokens = rearrange(self.tokenizer.encode(video), "b t h w -> b (t h w)")
+            return tokens, *tokenize_condition(self.tokenizer, video, task,
+                                               self.config.condition_frames)
+
+    def __call__(self, step: int, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """tokens, condition tokens (B, N), is_pad (N,), label (B,) of this process's share."""
+        batch, device = self.config.transformer_batch, self.processes.device
+        if not self.pool:
+            video, label, _ = load_batch(self.source, step, batch, self.config.seed + 1,
+                                         self.processes.rank, self.processes.world)
+            return *self._tokenize(video.to(device), task), label.to(device)
+        share = batch // self.processes.world
+        first = step * batch + self.processes.rank * share
+        epoch, place = np.divmod(np.arange(first, first + share), len(self.label))
+        chosen = torch.tensor([np.random.default_rng([self.config.seed, 3, e]).permutation(
+            len(self.label))[p] for e, p in zip(epoch.tolist(), place.tolist())])
+        tokens, condition, is_pad = self.pool[task]
+        return tokens[chosen], condition[chosen], is_pad, self.label[chosen].to(device)
+
+
+def describe(options, source: ClipSource) -> dict:
+    """The data of a run as plain data: enough for decode.py and evaluate.py to open it again."""
+    return dict(root=options.data and str(Path(options.data).resolve()),
+                test_root=options.test_data and str(Path(options.test_data).resolve()),
+                pad_short=options.pad_short, class_names=source.class_names)
+
+
+def main() -> None:
+    config, options = parse()
+    if options.dry_run:
+        print(plan(options.preset, config))
+        return
+    run = Path(options.out or f"runs/{options.preset}")
+    run.mkdir(parents=True, exist_ok=True)
+    processes = start_processes()
+    try:
+        source = open_source(asdict(config), dict(root=options.data, pad_short=options.pad_short),
+                             run / "videos.json")
+        stages = ["tokenizer", "transformer"] if options.stage == "all" else [options.stage]
+        for stage in stages:
+            begin = time.time()
+            done = (train_transformer(config, options, source, run, processes)
+                    if stage == "transformer" else
+                    train_tokenizer(config, options, source, run, processes, stage))
+            if not done:
+                return
+            if processes.rank == 0:
+                print(f"{stage} done in {time.time() - begin:.0f} s", file=sys.stderr)
+        if processes.rank == 0:
+            from evaluate import report
+            report(run)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        sys.exit(f"train.py: {error}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
