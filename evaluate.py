@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +70,58 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)
                   / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)))
     return similarity.mean(dim=(-2, -1))
+
+
+# ---------------------------------------------------------------------------------------------
+# Sets of videos against sets of videos (App. B.3)
+
+def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor
+                     ) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians, in float64.
+
+    The root is taken symmetrically, tr (A C2 A)^(1/2) with A = C1^(1/2), as TF-GAN does it: no
+    epsilon on the diagonal, singular values below 1e-10 are not rooted. Float32 would be wrong in
+    the second decimal.
+    """
+    mean1, covariance1, mean2, covariance2 = (
+        torch.as_tensor(x).double() for x in (mean1, covariance1, mean2, covariance2))
+    root = symmetric_root(covariance1)
+    trace = symmetric_root(root @ covariance2 @ root).trace()
+    distance = ((mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace()
+                - 2 * trace)
+    return distance.item()
+
+
+def symmetric_root(matrix: Tensor) -> Tensor:
+    u, values, vh = torch.linalg.svd(matrix)
+    return u @ torch.diag(torch.where(values < 1e-10, values, values.sqrt())) @ vh
+
+
+def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D), divided by n - 1, of features (n, D), in float64."""
+    features = torch.as_tensor(features).double()
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features of shape {tuple(features.shape)}; wanted (clips, D) of at "
+                         "least 2 clips")
+    return features.mean(0), features.T.cov()
+
+
+def inception_score(logits: Tensor) -> float:
+    """exp of the mean KL divergence of each clip's classes from their mean. logits (n, classes)."""
+    log_p = F.log_softmax(torch.as_tensor(logits).double(), dim=1)
+    p = log_p.exp()
+    log_mean = torch.logsumexp(log_p, 0) - math.log(len(log_p))
+    return (p * (log_p - log_mean)).sum(1).mean().exp().item()
+
+
+def over_folds(score: Callable[..., float], folds: int, *sets: Tensor) -> tuple[float, float]:
+    """Mean and population deviation of a score over the folds of its sets, cut in order."""
+    if any(len(features) % folds for features in sets):
+        raise ValueError(f"{[len(features) for features in sets]} clips do not make {folds} equal "
+                         "folds")
+    scores = torch.tensor([score(*parts) for parts in zip(*(
+        features.chunk(folds) for features in sets))], dtype=torch.float64)
+    return scores.mean().item(), scores.std(correction=0).item()
 
 
 def frames_of(video: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""Where the official arrays are, and one place that makes modules importable from the root."""
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tests"))
+
+SMALL = ROOT / "tests" / "golden"
+LARGE = ROOT.parent / "shared" / "golden"
+
+
+def golden_path(name: str) -> Path:
+    """The path of a file of official arrays; skips the test where it is not on this machine."""
+    for folder in (SMALL, LARGE):
+        if (folder / f"{name}.npz").exists():
+            return folder / f"{name}.npz"
+    pytest.skip(f"{name}.npz is too large to ship; it was checked where ../shared/golden is")
+
+
+@pytest.fixture
+def golden():
+    """golden(name) -> the arrays of tests/golden/name.npz, or of ../shared/golden."""
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(golden_path(name)) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    return load
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+# What the parity tests measured, printed at the end of the run: name -> largest deviation.
+DEVIATIONS: dict[str, float] = {}
+
+
+@pytest.fixture
+def deviation(request):
+    """deviation(ours, theirs, tolerance): the largest difference is within tolerance.
+
+    It is counted in units of their largest value where that exceeds 1, and always where
+    relative=True, for gradients.
+    """
+    def check(ours, theirs, tolerance: float, what: str = "", relative: bool = False) -> None:
+        ours = torch.as_tensor(ours, dtype=torch.float64).detach()
+        theirs = torch.as_tensor(np.asarray(theirs), dtype=torch.float64)
+        assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} {tuple(theirs.shape)}"
+        scale = theirs.abs().max().clamp(min=1e-12 if relative else 1.0)
+        largest = ((ours - theirs).abs().max() / scale).item()
+        DEVIATIONS[request.node.name] = max(largest, DEVIATIONS.get(request.node.name, 0.0))
+        assert largest <= tolerance, f"{what} deviates by {largest:.2e}"
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    if DEVIATIONS:
+        terminalreporter.section("largest deviation from the official arrays")
+        for name, value in DEVIATIONS.items():
+            terminalreporter.write_line(f"{value:9.1e}  {name}")
