@@ -44,15 +44,15 @@ DEVIATIONS: dict[str, float] = {}
 def deviation(request):
     """deviation(ours, theirs, tolerance): the largest difference is within tolerance.
 
-    It is counted in units of their largest value where that exceeds 1, and always where
-    relative=True, for gradients.
+    It is counted in units of `scale`: by default of their largest value, if that exceeds 1.
     """
-    def check(ours, theirs, tolerance: float, what: str = "", relative: bool = False) -> None:
+    def check(ours, theirs, tolerance: float, what: str = "",
+              scale: float | None = None) -> None:
         ours = torch.as_tensor(ours, dtype=torch.float64).detach()
         theirs = torch.as_tensor(np.asarray(theirs), dtype=torch.float64)
         assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} {tuple(theirs.shape)}"
-        scale = theirs.abs().max().clamp(min=1e-12 if relative else 1.0)
-        largest = ((ours - theirs).abs().max() / scale).item()
+        scale = scale or max(1.0, theirs.abs().max().item())
+        largest = (ours - theirs).abs().max().item() / scale
         DEVIATIONS[request.node.name] = max(largest, DEVIATIONS.get(request.node.name, 0.0))
         assert largest <= tolerance, f"{what} deviates by {largest:.2e}"
     return check
