@@ -34,7 +34,7 @@ class MovingShapes:
     directions = ("right", "left", "down", "up")
     colours = np.array([[0.95, 0.25, 0.20], [0.20, 0.85, 0.30], [0.25, 0.45, 1.00],
                         [1.00, 0.80, 0.10]], np.float32)
-    greys = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    greys = (0.35, 0.1)
     T, H, W, size = 16, 32, 32, 12
 
     def __init__(self, split: str = "train", length: int = 2048):
@@ -55,7 +55,7 @@ class MovingShapes:
         label = int(choose.integers(16))
         alpha = self.masks()[label // 4][..., None]                          # (size, size, 1)
         colour = self.colours[choose.integers(4)]
-        top, bottom = choose.choice(self.greys, 2)
+        top, bottom = self.greys if choose.integers(2) else self.greys[::-1]
         lane, start = 4 * choose.integers(6), 4 * choose.integers(2)
         slope = np.linspace(top, bottom, self.H, dtype=np.float32)[:, None, None]
         frames = np.broadcast_to(slope, (self.T, self.H, self.W, 3)).copy()

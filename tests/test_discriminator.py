@@ -1,0 +1,103 @@
+"""discriminator.py: Sec. 3.1 Training, App. B.2."""
+import math
+
+import pytest
+import torch
+
+from discriminator import (DISCRIMINATORS, Discriminator2d, Discriminator3d, DiscriminatorConfig,
+                           LeCam, discriminator_loss, generator_loss, half, r1_penalty)
+from tokenizer import inflate
+
+TINY = DiscriminatorConfig(base_channels=4, channel_multipliers=(2, 2), resolution=(4, 8, 8))
+
+
+@pytest.fixture
+def discriminator():
+    torch.manual_seed(0)
+    return Discriminator3d(TINY)
+
+
+@pytest.fixture
+def clips(generator):
+    return torch.rand(2, 3, 3, 4, 8, 8, generator=generator)          # real, fake: B = 3
+
+
+@pytest.mark.parametrize("size, three_d, two_d", [
+    ("B", 15_339_457, 5_972_545), ("L", 61_341_569, 23_880_833), ("B-64px", 11_734_465, None),
+    ("L-64px", 46_922_625, None)])
+def test_parameter_counts_are_the_official_ones_to_the_unit(size, three_d, two_d):
+    for network, expected in ((Discriminator3d, three_d), (Discriminator2d, two_d)):
+        with torch.device("meta"):
+            count = sum(p.numel() for p in network(DISCRIMINATORS[size]).parameters())
+        assert expected is None or count == expected
+
+
+def test_time_is_halved_until_one_frame_is_left():
+    x = torch.arange(5.0).view(1, 1, 5, 1, 1)
+    assert half(x, (True, True, True)).flatten().tolist() == [0.5, 2.5, 4.0]
+    assert half(x[:, :, :1], (True, True, True)).flatten().tolist() == [0.0]
+    assert half(x, (False, True, True)).shape == x.shape
+
+
+def test_one_logit_per_clip_in_3d_and_per_frame_in_2d(discriminator, clips):
+    assert discriminator(clips[0]).shape == (3,)
+    assert Discriminator2d(TINY)(clips[0]).shape == (3, 4)
+
+
+def test_a_clip_of_another_size_is_refused(discriminator):
+    with pytest.raises(ValueError, match=r"clip of \(4, 8, 16\)"):
+        discriminator(torch.zeros(1, 3, 4, 8, 16))
+
+
+def test_a_2d_discriminator_inflates_to_3d():
+    """The dense layer fits because time has shrunk to one frame."""
+    config = DiscriminatorConfig(base_channels=4, channel_multipliers=(2, 2), resolution=(4, 8, 8))
+    two_d, three_d = Discriminator2d(config), Discriminator3d(config)
+    inflate(two_d.state_dict(), three_d)
+    still = torch.rand(2, 3, 1, 8, 8)
+    torch.testing.assert_close(three_d.conv_in.weight[:, :, 1], two_d.conv_in.weight[:, :, 0])
+    assert torch.isfinite(three_d(still.expand(-1, -1, 4, -1, -1))).all()
+
+
+def test_the_losses_are_the_non_saturating_ones():
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
+    p = torch.sigmoid
+    assert torch.isclose(generator_loss(fake), -p(fake).log().mean())
+    assert torch.isclose(discriminator_loss(real, fake),
+                         -p(real).log().mean() - (1 - p(fake)).log().mean())
+
+
+def test_r1_is_the_squared_gradient_at_real_clips_without_the_half():
+    weight = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1, 1)
+    real = torch.rand(4, 3, 2, 2, 2, requires_grad=True)
+    logits = (weight * real).sum((1, 2, 3, 4))
+    assert r1_penalty(logits, real).item() == pytest.approx(8 * (1 + 4 + 9))
+
+
+def test_r1_reaches_the_discriminator_and_is_zero_for_fakes(discriminator, clips):
+    real, fake = clips[0].requires_grad_(), clips[1].requires_grad_()
+    logits = discriminator(real)
+    discriminator(fake)
+    r1_penalty(logits, real).backward()
+    assert discriminator.conv_in.weight.grad.abs().sum() > 0 and fake.grad is None
+
+
+def test_lecam_averages_decay_by_0999_from_zero_and_carry_no_graph():
+    lecam = LeCam()
+    real, fake = torch.tensor(2.0, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
+    loss = lecam(real, fake)
+    assert loss.item() == pytest.approx(2.0 ** 2 + 1.0 ** 2)       # averages are still zero
+    lecam.update(real, fake)
+    assert lecam.average_real.item() == pytest.approx(0.002)
+    assert not lecam.average_real.requires_grad
+    loss.backward()
+    assert real.grad.item() == pytest.approx(4.0) and fake.grad.item() == pytest.approx(-2.0)
+
+
+def test_lecam_pulls_only_beyond_the_averages():
+    lecam = LeCam()
+    lecam.average_real += 1.0
+    lecam.average_fake -= 1.0
+    zero = lecam(torch.tensor(-1.5), torch.tensor(1.5))             # real low, fake high: no pull
+    assert zero.item() == 0.0
+    assert math.isclose(lecam(torch.tensor(0.0), torch.tensor(0.0)).item(), 2.0)
