@@ -92,6 +92,16 @@ def average_gradients(network: nn.Module) -> None:
         gradient.copy_(averaged.view_as(gradient))
 
 
+def average_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The numbers of a step, averaged over processes: what one process would have logged."""
+    if not dist.is_initialized():
+        return terms
+    names = [name for name, term in terms.items() if term.ndim == 0]
+    numbers = torch.stack([terms[name].float() for name in names])
+    dist.all_reduce(numbers)
+    return terms | dict(zip(names, numbers / dist.get_world_size()))
+
+
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into "finish this step, save, leave"; all processes agree."""
 
@@ -158,7 +168,7 @@ def fit(stage: str, trainee: Trainee, step_function: Callable, batch_of: Callabl
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             torch.manual_seed(seed_of(config.seed, processes.rank, step))            # dropout
-            terms = step_function(trainee, batches(step, step + 1 < total), config)
+            terms = average_terms(step_function(trainee, batches(step, step + 1 < total), config))
             refuse_nonfinite(stage, step, terms, saved, path)
             shown = watch(step, terms)
             bar.set_postfix({"loss": f"{terms['loss'].item():.3f}", **shown}, refresh=False)

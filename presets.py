@@ -64,6 +64,7 @@ class TrainConfig:
     adversarial_weight: float = 0.1      # App. B.2, from the first step (Sec. 3.1)
     r1_weight: float = 10.0              # App. B.2
     lecam_weight: float = 0.001          # Sec. 3.1 uses it, MAGVIT-v2 prints this value
+    codebook_from_data: bool = False     # ours: the codes start at latents of the first clips
 
     # Stage 2 (App. B.2, Transformer)
     tasks: tuple[str, ...] = ("CG",)     # one is drawn per step; name one twice to weigh it more
@@ -184,9 +185,10 @@ PRESETS = {
     "toy": TrainConfig(
         dataset="shapes", resolution=32, flip=False, train_videos=2048, num_classes=16,
         tokenizer="toy", transformer="toy", tasks=tuple(TASKS),
-        tokenizer_steps=1200, tokenizer_batch=4, tokenizer_rate=1e-3, tokenizer_warmup=50,
-        tokenizer_ema=0.99, entropy_weight=0.01, adversarial_weight=0.0, perceptual_weight=0.0,
-        transformer_steps=1000, transformer_batch=16, transformer_rate=1e-3,
+        tokenizer_steps=2000, tokenizer_batch=4, tokenizer_rate=1e-3, tokenizer_warmup=50,
+        tokenizer_ema=0.99, entropy_weight=0.003, adversarial_weight=0.0, perceptual_weight=0.0,
+        codebook_from_data=True,
+        transformer_steps=1100, transformer_batch=16, transformer_rate=1e-3,
         transformer_warmup=50, token_pool=1024, save_every=100),
     **{f"{dataset}-{size}": _paper_preset(dataset, size) for dataset in DATASETS for size in "BL"},
     "web-H": _paper_preset("web", "H"),                      # App. A.2: H for web videos only
@@ -213,6 +215,8 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, argparse.Nam
                         help="folder with the weights of the perceptual loss (pretrained.py)")
     parser.add_argument("--pad-short", action="store_true",
                         help="repeat the last frame of videos that are too short")
+    parser.add_argument("--no-report", dest="report", action="store_false",
+                        help="stop after training, without pictures and numbers")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     hints = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):

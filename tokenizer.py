@@ -72,7 +72,7 @@ TOKENIZERS = {
     "B-64px": TokenizerConfig(**_64px),
     "L-64px": TokenizerConfig(base_channels=128, **_64px),
     # Ours: the same code at a size that a laptop trains in minutes.
-    "toy": TokenizerConfig(base_channels=16, channel_multipliers=(1, 2, 2),
+    "toy": TokenizerConfig(base_channels=16, channel_multipliers=(1, 1, 2),
                            temporal_downsample=(True, True), num_res_blocks=1,
                            codebook_size=256, embedding_dim=32, norm_groups=4,
                            residual_gain=0.0),

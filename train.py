@@ -170,6 +170,8 @@ def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
         inflate(state["ema"], model, options.inflate)
         if "discriminator" in networks:
             inflate(state["discriminator"], networks["discriminator"], options.inflate)
+    if config.codebook_from_data and not options.inflate:
+        codebook_from_data(model, load_batch(source, 0, 16, config.seed)[0], config.seed)
     networks["ema"] = copy.deepcopy(model).requires_grad_(False)
     for network in networks.values():
         network.to(processes.device)
@@ -195,6 +197,15 @@ def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
     plain = {stage: asdict(model.config), "train": asdict(config), "data": describe(options, source)}
     return fit(stage, trainee, tokenizer_step, batch_of, config.tokenizer_rate, total, warmup,
                config, run, processes, plain, TokenizerWatch(model.codebook_size))
+
+
+@torch.no_grad()
+def codebook_from_data(model: VideoTokenizer, video: Tensor, seed: int) -> None:
+    """Start the codes at latents of real clips: a short run has no time to move them there."""
+    latents = rearrange(model.encoder(video), "b d t h w -> (b t h w) d")
+    chosen = torch.randint(len(latents), (model.codebook_size,),
+                           generator=torch.Generator().manual_seed(seed))
+    model.quantizer.codebook.copy_(latents[chosen])
 
 
 def perceptual_loss(config: TrainConfig, options, processes: Processes) -> nn.Module | None:
@@ -224,11 +235,10 @@ def train_transformer(config: TrainConfig, options, source: ClipSource, run: Pat
     model.checkpointing = config.checkpointing
     if config.compile:
         model.compile()
-    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    decayed, free = decay_groups(model)
     optimizer = torch.optim.AdamW(
-        [dict(params=matrices, weight_decay=config.weight_decay),
-         dict(params=others, weight_decay=0.0)],
+        [dict(params=decayed, weight_decay=config.weight_decay),
+         dict(params=free, weight_decay=0.0)],
         lr=config.transformer_rate, betas=(config.transformer_beta1, config.transformer_beta2))
     tasks = [task for task in config.tasks if classes or not TASKS[task].class_conditional]
     if processes.rank == 0 and len(tasks) < len(config.tasks):
@@ -256,6 +266,13 @@ def train_transformer(config: TrainConfig, options, source: ClipSource, run: Pat
                batch_of, config.transformer_rate, total, warmup, config, run, processes, plain)
 
 
+def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters with weight decay, the matrices of linear layers, and those without (official)."""
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    chosen = {id(matrix) for matrix in matrices}
+    return matrices, [p for p in model.parameters() if id(p) not in chosen]
+
+
 class TokenSource:
     """The tokens of step and task: made anew from clips, or from a pool tokenized once.
 
@@ -265,43 +282,50 @@ class TokenSource:
 
     def __init__(self, tokenizer: VideoTokenizer, source: ClipSource, tasks: list[str],
                  config: TrainConfig, processes: Processes):
-        self.tokenizer, self.source, self.config, self.processes = (tokenizer, source, config,
-                                                                    processes)
-        self.pool: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.tokenizer, self.source = tokenizer, source
+        self.config, self.processes = config, processes
+        self.pool: dict[str, tuple[Tensor, Tensor]] = {}
         if not config.token_pool:
             return
-        size, parts = 32, []
-        steps = math.ceil(config.token_pool / size)
-        for step in tqdm(range(steps), desc="tokenizing", disable=processes.rank > 0,
-                         mininterval=1.0):
+        size, tokens, labels = 32, [], []
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {task: [] for task in tasks}
+        for step in tqdm(range(math.ceil(config.token_pool / size)), desc="tokenizing",
+                         disable=processes.rank > 0, mininterval=1.0):
             video, label, _ = load_batch(source, step, size, config.seed)
-            parts.append(dict(label=(label,)) | {
-                task: self._tokenize(video.to(processes.device), task) for task in dict.fromkeys(tasks)})
-        self.label = torch.cat([part["label"][0] for part in parts])
-        for task in dict.fromkeys(tasks):
-            tokens, condition = (torch.cat([part[task][i] for part in parts]) for i in (0, 1))
-            self.pool[task] = tokens, condition, parts[0][task][2]
+            video = video.to(processes.device)
+            tokens.append(self._tokens(video))
+            labels.append(label.to(processes.device))
+            same: dict[tuple, tuple[Tensor, Tensor]] = {}              # FP and CFP, for instance
+            for task in parts:
+                rule = TASKS[task].region, TASKS[task].padding
+                if rule not in same:
+                    same[rule] = self._condition(video, task)
+                parts[task].append(same[rule])
+        self.tokens, self.labels = torch.cat(tokens), torch.cat(labels)
+        self.pool = {task: (torch.cat([tokens for tokens, _ in part]), part[0][1])
+                     for task, part in parts.items()}
 
-    def _tokenize(self, video: Tensor, task: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _tokens(self, video: Tensor) -> Tensor:
         with autocast(self.config, video.device):
-            tokens = rearrange(self.tokenizer.encode(video), "b t h w -> b (t h w)")
-            return tokens, *tokenize_condition(self.tokenizer, video, task,
-                                               self.config.condition_frames)
+            return rearrange(self.tokenizer.encode(video), "b t h w -> b (t h w)")
+
+    def _condition(self, video: Tensor, task: str) -> tuple[Tensor, Tensor]:
+        with autocast(self.config, video.device):
+            return tokenize_condition(self.tokenizer, video, task, self.config.condition_frames)
 
     def __call__(self, step: int, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """tokens, condition tokens (B, N), is_pad (N,), label (B,) of this process's share."""
-        batch, device = self.config.transformer_batch, self.processes.device
+        batch, rank, world = (self.config.transformer_batch, self.processes.rank,
+                              self.processes.world)
         if not self.pool:
-            video, label, _ = load_batch(self.source, step, batch, self.config.seed + 1,
-                                         self.processes.rank, self.processes.world)
-            return *self._tokenize(video.to(device), task), label.to(device)
-        share = batch // self.processes.world
-        first = step * batch + self.processes.rank * share
-        epoch, place = np.divmod(np.arange(first, first + share), len(self.label))
-        chosen = torch.tensor([np.random.default_rng([self.config.seed, 3, e]).permutation(
-            len(self.label))[p] for e, p in zip(epoch.tolist(), place.tolist())])
-        tokens, condition, is_pad = self.pool[task]
-        return tokens[chosen], condition[chosen], is_pad, self.label[chosen].to(device)
+            video, label, _ = load_batch(self.source, step, batch, self.config.seed + 1, rank, world)
+            video = video.to(self.processes.device)
+            return (self._tokens(video), *self._condition(video, task),
+                    label.to(self.processes.device))
+        chosen = torch.from_numpy(np.random.default_rng([self.config.seed, 3, step]).integers(
+            len(self.labels), size=batch))[rank * batch // world:(rank + 1) * batch // world]
+        condition, is_pad = self.pool[task]
+        return self.tokens[chosen], condition[chosen], is_pad, self.labels[chosen]
 
 
 def describe(options, source: ClipSource) -> dict:
@@ -332,7 +356,7 @@ def main() -> None:
                 return
             if processes.rank == 0:
                 print(f"{stage} done in {time.time() - begin:.0f} s", file=sys.stderr)
-        if processes.rank == 0:
+        if processes.rank == 0 and options.report and (run / "transformer.pt").exists():
             from evaluate import report
             report(run)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
