@@ -10,7 +10,7 @@ Read    commit_decode beside Algorithm 1; then guided_logits, generate, draw_sam
 
 Not here: Eq. (2), tasks and schedules (commit.py); the networks. Models are arguments.
 
-Run:    python decode.py                              Algorithm 1 step by step: a table, Fig. 3
+Run:    python decode.py                              Algorithm 1: masked tokens per step, Fig. 3
         python decode.py RUN                          all ten tasks on a clip of the run's data
         python decode.py RUN --task OPC --video in.mp4 --out out.gif
 """
@@ -251,16 +251,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fig3", action="store_true", help="draw Fig. 3 of the task instead")
     options = parser.parse_args()
-    if options.run is None:
-        print_steps()
-        return
     try:
+        if options.run is None:
+            print_steps()
+            if not Path("assets/toy").is_dir():
+                return
+            options.run, options.fig3, options.out = "assets/toy", True, "assets/steps.png"
+            options.task = ["OPC"]
         decode_run(options)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"decode.py: {error}")
 
 
 def decode_run(options: argparse.Namespace) -> None:
+    """Do what the command line asks; ValueError, in one line, where it makes no sense."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, model, config = load_run(options.run, device)
     train, names = config["train"], config["data"]["class_names"]

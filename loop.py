@@ -82,6 +82,11 @@ def start_processes() -> Processes:
 
 
 def average_gradients(network: nn.Module) -> None:
+    """Replace each gradient by its mean over processes, in one exchange; alone: nothing.
+
+    What DistributedDataParallel does, but after all backward passes: the GAN's two, R1's second
+    derivative and accumulation need no care about hooks and wrappers.
+    """
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in network.parameters() if p.grad is not None]

@@ -86,8 +86,9 @@ def best_of_trials(values: Tensor, clips: Tensor) -> Tensor:
     frame, averaged afterwards, would be a higher number that nobody reports.
     """
     _, number = clips.unique(return_inverse=True)
-    best = torch.full((int(number.max()) + 1,), -torch.inf, dtype=torch.float64)
-    return best.scatter_reduce(0, number, values.double(), "amax")
+    values = values.double()
+    return values.new_full((int(number.max()) + 1,), -torch.inf).scatter_reduce(
+        0, number, values, "amax")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -183,9 +184,11 @@ def main() -> None:
     noise, black = torch.randn(x.shape, generator=generator), torch.zeros_like(x)
     print("two pictures of 64x64           PSNR (dB)     SSIM")
     for name, a, b in (("equal", x, x), ("noise of 0.02", x, x + 0.02 * noise),
-                       ("noise of 0.10", x, x + 0.10 * noise), ("one pixel aside", x, x.roll(1, -1)),
+                       ("noise of 0.10", x, x + 0.10 * noise),
+                       ("one pixel aside", x, x.roll(1, -1)),
                        ("black and white", black, black + 1)):
-        print(f"  {name:24} {psnr(a, b.clamp(0, 1)).item():14.2f} {ssim(a, b.clamp(0, 1)).item():8.4f}")
+        b = b.clamp(0, 1)
+        print(f"  {name:24} {psnr(a, b).item() + 0:14.2f} {ssim(a, b).item():8.4f}")
 
     D, most = 32, 4096
     real, fake = (torch.randn(most, D, generator=generator, dtype=torch.float64) for _ in "ab")

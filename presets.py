@@ -190,7 +190,8 @@ PRESETS = {
         codebook_from_data=True,
         transformer_steps=1100, transformer_batch=16, transformer_rate=1e-3,
         transformer_warmup=50, token_pool=1024, save_every=100),
-    **{f"{dataset}-{size}": _paper_preset(dataset, size) for dataset in DATASETS for size in "BL"},
+    **{f"{dataset}-{size}": _paper_preset(dataset, size)
+       for dataset in DATASETS for size in "BL"},
     "web-H": _paper_preset("web", "H"),                      # App. A.2: H for web videos only
 }
 
@@ -255,7 +256,8 @@ def plan(name: str, config: TrainConfig) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         changed = " " if value == getattr(default, field.name) else "*"
-        lines.append(f"  {changed} {field.name:22} {' '.join(value) if field.name == 'tasks' else value}")
+        value = " ".join(value) if field.name == "tasks" else value
+        lines.append(f"  {changed} {field.name:22} {value}")
     tokenizer_config = config.tokenizer_config()
     transformer_config = config.transformer_config(config.num_classes)
     with torch.device("meta"):
@@ -276,9 +278,9 @@ def plan(name: str, config: TrainConfig) -> str:
                      f"vocabulary {transformer_config.vocabulary_size}\n")
         for part, network in networks.items():
             kept, flops = _cost(passes[part])
-            lines.append(f"{part:14} {sum(p.numel() for p in network.parameters()):>12,} parameters,"
-                         f" {flops / 1e9:9.1f} GFLOP forward and {kept / 2**20:8.0f} MiB of float32 "
-                         "activations per clip")
+            numbers = sum(p.numel() for p in network.parameters())
+            lines.append(f"{part:14} {numbers:>12,} parameters, {flops / 1e9:9.1f} GFLOP forward "
+                         f"and {kept / 2**20:8.0f} MiB of float32 activations per clip")
     for stage in ("tokenizer", "transformer"):
         steps, warmup = config.steps(stage, config.train_videos)
         batch = getattr(config, f"{stage}_batch")

@@ -245,12 +245,12 @@ class VectorQuantizer(nn.Module):
 
     def tokens(self, latents: Tensor) -> Tensor:
         """latents (B, D, t, h, w) -> tokens (B, t, h, w), the first of equally near codes."""
-        return self.distances(latents).argmin(1).view(latents.shape[:1] + latents.shape[2:])
+        return self.distances(latents).argmin(1).view(latents[:, 0].shape)
 
     def forward(self, latents: Tensor) -> Quantized:
         latents = latents.float()
         distances = self.distances(latents)                                        # (N, K)
-        tokens = distances.argmin(1).view(latents.shape[:1] + latents.shape[2:])
+        tokens = distances.argmin(1).view(latents[:, 0].shape)
         codes = self.lookup(tokens)
         return Quantized(
             embeddings=latents + (codes - latents).detach(),                 # straight-through
@@ -381,10 +381,9 @@ def inflate(image_state: dict[str, Tensor], video_network: nn.Module,
 
 def main() -> None:
     """Print the layer table of App. A.1 and the parameter counts beside the paper's."""
-    config = TOKENIZERS["B"]
+    paper = {"B": "41 M (3D)", "L": "158 M (3D), 53 M (2D)"}
     with torch.device("meta"):
-        tokenizer = VideoTokenizer(config)
-        x = torch.empty(1, 3, 16, 128, 128)
+        tokenizer, x = VideoTokenizer(TOKENIZERS["B"]), torch.empty(1, 3, 16, 128, 128)
         for part in ("encoder", "decoder"):
             print(f"3D-VQ-B {part}: input {'x'.join(map(str, x.shape[1:]))} (channels x T x H x W)")
             for layer in getattr(tokenizer, part):
@@ -392,9 +391,7 @@ def main() -> None:
                 numbers = sum(p.numel() for p in layer.parameters())
                 print(f"  {type(layer).__name__:14} -> {'x'.join(map(str, x.shape[1:])):16}"
                       f" {numbers:>10,} parameters")
-            print()
-        print(f"{'size':8} {'3D-VQ':>12} {'2D-VQ':>12}   the paper says")
-        paper = {"B": "41 M (3D)", "L": "158 M (3D), 53 M (2D)"}
+        print(f"\n{'size':8} {'3D-VQ':>12} {'2D-VQ':>12}   the paper says")
         for name, config in TOKENIZERS.items():
             counts = [sum(p.numel() for p in network(config).parameters())
                       for network in (VideoTokenizer, ImageTokenizer)]

@@ -1,0 +1,240 @@
+"""Protocols: how many samples against which real clips, and what it is called if you do less.
+
+Paper   App. B.3 (sampling protocols, the debiased FVD of BAIR), Sec. 4.4 (multi-task)
+
+Shapes  source, Protocol -> real_clips -> one Clip (video, start, y, x) per sample
+        source, Clip -> read_clip -> uint8 (T, H, W, 3)
+
+Read    Protocol and PROTOCOLS, the paper's page as a table; real_clips, which clip sample i is
+        compared with and conditioned on; deviations, what was not done as the paper does it.
+
+An FVD is a number and a protocol. The same model is 62 or 31 on BAIR, by which clips are real.
+
+Not here: decoding, features and scores (evaluate.py), their mathematics (metrics.py).
+
+Run:    python protocols.py          the table, and which windows of a video each rule takes
+"""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from commit import TASKS
+from data import ClipSource
+from shapes import MovingShapes
+
+MT8 = ("FP", "FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD")           # Sec. 4.4
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A row of App. B.3. Defaults are what it says of most data sets."""
+
+    source: str                    # where the row is from
+    split: str                     # "train" or "test": whose videos are real
+    videos: int                    # how many the paper has of them
+    tasks: tuple[str, ...]         # what is evaluated so; the first where none is asked for
+    windows: int = 0               # clips per video: windows in time, evenly spread; 0: random
+    crops: int = 0                 # x crops in space, evenly spread; 0: random
+    samples: int = 50_000          # generated per fold
+    folds: int = 4
+    resolution: int = 128          # of the generated video
+    measured_at: int = 128         # centre crop and bilinear resize to this, before any metric
+    frames: int = 16
+    condition_frames: int = 1
+    steps: int = 12
+    schedule: str = "cosine"
+    temperature: float = 4.5
+    metrics: tuple[str, ...] = ("fvd",)
+    best_of: int = 1               # trials per clip of which PSNR and SSIM take the best
+
+    @property
+    def rule(self) -> str:
+        if not self.windows:
+            return f"random clips of {self.split} videos"
+        crop = "centre crop" if self.crops == 1 else f"{self.crops} crops"
+        window = "first window" if self.windows == 1 else f"{self.windows} windows"
+        return f"{window} x {crop} of each {self.split} video"
+
+    @property
+    def decoding(self) -> dict:
+        return dict(steps=self.steps, schedule=self.schedule, temperature=self.temperature)
+
+
+_bair = dict(split="test", videos=256, crops=1, samples=25_600, resolution=64, measured_at=64)
+PROTOCOLS = {
+    "ucf101": Protocol("App. B.3, UCF-101; Tables 1 and 7", "train", 9_537, ("CG",),
+                       samples=10_000, metrics=("fvd", "is")),
+    "bair": Protocol("App. B.3, BAIR; Tables 2 and 3", tasks=("FP",), windows=1, schedule="exp",
+                     temperature=400.0, metrics=("fvd", "psnr", "ssim", "lpips"), best_of=100,
+                     **_bair),
+    "bair-debiased": Protocol("App. B.3, Debiased FVD on BAIR; Tables 2, 4, 5 and 6", tasks=MT8,
+                              windows=15, **_bair),
+    "k600": Protocol("App. B.3, Kinetics-600; Table 2", "test", 29_000, ("FP",), windows=2,
+                     crops=3, measured_at=64, condition_frames=5, schedule="uniform",
+                     temperature=7.5),
+    "ssv2": Protocol("App. B.3, SSv2, the CG task; Table 4", "train", 169_000, ("CG",)),
+    "ssv2-mt": Protocol("App. B.3, SSv2, the other tasks; Table 4", "test", 24_000,
+                        (*MT8, "CFP"), windows=2, crops=1),
+    "nuscenes": Protocol("App. B.3, nuScenes", "test", 600, ("FP",), windows=16, crops=3),
+    "objectron": Protocol("App. B.3, Objectron", "test", 3_600, ("FI",), windows=5, crops=1),
+    "web": Protocol("App. B.3, Web videos", "test", 26_000, MT8),
+    "toy": Protocol("ours; no benchmark", "test", 2048, tuple(TASKS), windows=1, crops=1,
+                    samples=512, resolution=32, measured_at=32, metrics=("fvd", "psnr", "ssim")),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Which clips are real
+
+class Clip(NamedTuple):
+    """A place in a data set. y and x in [0, 1]: how far the crop is moved, 1 is the far end."""
+
+    video: int
+    start: int
+    y: float
+    x: float
+
+
+# The centre as data.py has it: of two middle places the nearer to the start.
+CENTRE = 0.5 - 1e-9
+
+
+def real_clips(source: ClipSource, protocol: Protocol, count: int, seed: int = 0) -> list[Clip]:
+    """The real clips of samples 0 .. count-1: compared with them, and what they are given.
+
+    Without replacement: all clips are visited in a shuffled order, then again in another one
+    ("a single data loader", App. B.3). Clip i depends on (seed, i) alone, whatever the count.
+    """
+    if protocol.windows:
+        clips = [clip for video in range(len(source))
+                 for clip in uniform_clips(video, spare_frames(source, video), protocol.windows,
+                                           protocol.crops)]
+        return [clips[_visited(len(clips), seed, i)] for i in range(count)]
+    chosen = []
+    for i in range(count):
+        random, video = np.random.default_rng([seed, 4, i]), _visited(len(source), seed, i)
+        start = int(random.integers(spare_frames(source, video) + 1))
+        chosen.append(Clip(video, start, *random.random(2).tolist()))
+    return chosen
+
+
+def uniform_clips(video: int, spare: int, windows: int, crops: int) -> list[Clip]:
+    """windows x crops of a video that is `spare` frames longer than a clip, evenly spread.
+
+    One window is the first, two are the first and the last. A video with fewer places than
+    windows gives each of them once. Crops move along the longer side: the shorter has no room.
+    """
+    starts = dict.fromkeys(np.linspace(0, spare, windows).round().astype(int).tolist())
+    places = [CENTRE] if crops == 1 else np.linspace(0, 1, crops).tolist()
+    places = [CENTRE if place == 0.5 else place for place in places]
+    return [Clip(video, start, place, place) for start in starts for place in places]
+
+
+def _visited(length: int, seed: int, i: int) -> int:
+    return int(_pass(length, seed, i // length)[i % length])
+
+
+@functools.lru_cache(maxsize=4)
+def _pass(length: int, seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng([seed, 5, number]).permutation(length)
+
+
+def spare_frames(source: ClipSource, video: int) -> int:
+    """How many starts a clip has in a video, less one."""
+    if isinstance(source, MovingShapes):
+        return 0
+    return max(0, source.videos[video][1] - source.needed)
+
+
+def read_clip(source: ClipSource, clip: Clip) -> np.ndarray:
+    """uint8 (T, H, W, 3). ValueError where the file no longer decodes: no other clip may stand in,
+    or the numbers would depend on when the disk failed."""
+    if isinstance(source, MovingShapes):
+        return source.clip(clip.video)[0]
+    path, frames = source.videos[clip.video]
+    video = source._frames(path, clip.start, min(frames, source.needed))
+    y, x = (min(int(place * (size - wanted + 1)), size - wanted) for place, size, wanted in
+            zip((clip.y, clip.x), video.shape[1:3], (source.H, source.W)))
+    return np.ascontiguousarray(video[:, y:y + source.H, x:x + source.W])
+
+
+def to_measure(video: Tensor, size: int) -> Tensor:
+    """(B, 3, T, H, W) -> (B, 3, T, size, size): central square, then bilinear (K600: 128 to 64).
+
+    Half-pixel centres without antialiasing: from 128 to 64, the mean of four pixels.
+    """
+    if video.shape[-2:] == (size, size):
+        return video
+    B, side = len(video), min(video.shape[-2:])
+    y, x = ((length - side) // 2 for length in video.shape[-2:])
+    frames = rearrange(video[..., y:y + side, x:x + side], "b c t h w -> (b t) c h w")
+    frames = F.interpolate(frames, (size, size), mode="bilinear", align_corners=False)
+    return rearrange(frames, "(b t) c h w -> b c t h w", b=B)
+
+
+# ---------------------------------------------------------------------------------------------
+# What is not as in the paper
+
+def deviations(name: str, task: str, *, samples: int, folds: int, videos: int, train: dict,
+               decoding: dict) -> list[str]:
+    """Each departure from the protocol in words; none, and the number may bear the plain name.
+
+    task: of commit.TASKS, or "reconstruction". samples: in all; videos: how many real ones there
+    are; train: the run's settings (presets.TrainConfig as a dict).
+    """
+    row = PROTOCOLS[name]
+    reasons = []
+    if name == "toy":
+        reasons.append("the toy is no benchmark: I3D has never seen such videos")
+    if (samples, folds) != (row.samples * row.folds, row.folds):
+        reasons.append(f"{samples:,} samples in {folds} folds; wanted {row.samples:,} x "
+                       f"{row.folds}")
+    if abs(videos - row.videos) > 0.05 * row.videos:       # the paper rounds, and videos vanish
+        reasons.append(f"{videos:,} {row.split} videos; wanted about {row.videos:,}")
+    for field, wanted in (("resolution", row.resolution), ("frames", row.frames), ("stride", 1)):
+        if train[field] != wanted:
+            reasons.append(f"{field} {train[field]}; wanted {wanted}")
+    if task == "reconstruction":
+        reasons += [] if name == "ucf101" else ["reconstruction is reported on UCF-101 (Table 7)"]
+        return reasons
+    if task not in row.tasks:
+        reasons.append(f"task {task}; this protocol is for {' '.join(row.tasks)}")
+    if task in ("FP", "CFP", "FI") and train["condition_frames"] != row.condition_frames:
+        reasons.append(f"{train['condition_frames']} frames given; wanted {row.condition_frames}")
+    if decoding != row.decoding:
+        reasons.append(f"decoding with {say(decoding)}; wanted {say(row.decoding)}")
+    if train.get("class_dropout") and decoding.get("guidance_scale"):
+        reasons.append("classifier-free guidance, which the paper does not use")
+    return reasons
+
+
+def say(decoding: dict) -> str:
+    return (f"{decoding['schedule']}, {decoding['steps']} steps, "
+            f"temperature {decoding['temperature']:g}")
+
+
+def main() -> None:
+    print(f"{'protocol':14} {'samples':>10} {'pixels':>9}  {'task':8} {'decoding':36} real clips")
+    for name, row in PROTOCOLS.items():
+        pixels = (f"{row.resolution}" if row.measured_at == row.resolution
+                  else f"{row.resolution}>{row.measured_at}")
+        task = f"{row.tasks[0]}{f' +{len(row.tasks) - 1}' if len(row.tasks) > 1 else ''}"
+        print(f"{name:14} {row.samples:>6,} x {row.folds} {pixels:>8}  {task:8} "
+              f"{say(row.decoding):36} {row.rule}")
+    print("\nthe same video of 32 frames, and where each rule's windows of 16 start")
+    for name, row in PROTOCOLS.items():
+        if row.windows:
+            starts = {clip.start for clip in uniform_clips(0, 16, row.windows, row.crops)}
+            print(f"{name:14} {''.join('#' if i in starts else '.' for i in range(17))}"
+                  f"  {len(uniform_clips(0, 16, row.windows, row.crops)):3} clips")
+
+
+if __name__ == "__main__":
+    main()
