@@ -1,301 +1,258 @@
-"""Numbers, each with the protocol it was measured under.
+"""Numbers with their protocol: FVD, IS, PSNR, SSIM, LPIPS of a run, or of two folders.
 
-Paper   Sec. 4 (metrics, tables), App. B.3 (protocols)
+Paper   Sec. 4 (Tables 1-4 and 7), App. B.3
 
-Shapes  pictures (..., 3, H, W) in [0, 1] -> psnr, ssim (...), one value per frame
+Shapes  sample i -> its real clip -> generate -> video (B, 3, T, H, W) in [0, 1]
+          -> look -> a row per video: 400 logits for FVD, 101 for IS, one PSNR, ...
+          -> kept on disk -> score -> mean and deviation over the folds -> FVD, or FVD*
 
-Read    psnr, ssim; evaluate_reconstruction, evaluate_tasks, measure_classes; report.
+Read    look and score; evaluate_protocol, which is App. B.3 in one function; stored (how a run of
+        days goes on after a kill, and is shared out to processes); compare.
 
-Not here: the frozen networks that judge (pretrained.py).
+A number bears a star, in the table and in the JSON, where anything was not as in the paper:
+fewer samples, other videos, other weights. The reasons stand beside it.
 
-Run:    python evaluate.py RUN
+Not here: the mathematics (metrics.py), the protocols (protocols.py), the networks that judge
+        (pretrained.py), what needs none of these (report.py).
+
+Run:    python evaluate.py RUN                                    numbers and pictures of a run
+        python evaluate.py RUN --protocol bair --data DIR         (torchrun for several GPUs)
+        python evaluate.py RUN --protocol ucf101 --data DIR --tasks reconstruction
+        python evaluate.py RUN --speed
+        python evaluate.py fvd REAL FAKE                          also is, psnr, ssim, lpips
 """
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import math
+import os
 import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import protocols
 from checkpoint import load_run
-from commit import TASKS, make_condition
-from data import NO_LABEL, ClipSource, load_batch, open_source, write_grid
-from decode import draw_samples, generate
+from commit import TASKS
+from data import VIDEO_SUFFIXES, ClipSource, VideoFolder, read_video, to_float
+from decode import generate, gumbel_noise
+from metrics import (best_of_trials, frechet_distance, fvd, fvd_infinity, gaussian,
+                     inception_score, over_folds, psnr, ssim)
+from pretrained import (C3D, I3D, LPIPS, c3d_input, i3d_input, load_c3d, load_i3d, load_lpips,
+                        randomize)
+from protocols import PROTOCOLS, Clip, Protocol, deviations, read_clip, real_clips, to_measure
+from report import (autocast, evaluate_reconstruction, evaluate_tasks, frames_of, measure_classes,
+                    measure_speed, print_speed, report)
 from shapes import MovingShapes
 
+__all__ = ["PROTOCOLS", "evaluate_protocol", "evaluate_reconstruction", "evaluate_tasks",
+           "frechet_distance", "fvd", "fvd_infinity", "gaussian", "inception_score",
+           "measure_classes", "over_folds", "psnr", "report", "ssim"]
 
-# ---------------------------------------------------------------------------------------------
-# Pictures against pictures (App. B.3)
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of (..., 3, H, W) in [0, 1] -> (...); equal ones: inf."""
-    return -10 * torch.log10((a.double() - b.double()).square().mean(dim=(-3, -2, -1)))
+METRICS = {"fvd": "FVD", "is": "IS", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
+JUDGES = {"fvd": (I3D, load_i3d), "is": (C3D, load_c3d), "lpips": (LPIPS, load_lpips)}
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of (..., 3, H, W) in [0, 1] -> (...), as the official code has it.
+class Place(NamedTuple):
+    """This process among those that torchrun started."""
 
-    On one grey channel (0.2125, 0.7154, 0.0721), 11-tap Gaussian of deviation 1.5, only where the
-    window fits, K1 = 0.01, K2 = 0.03. Colour by colour or with borders gives other numbers.
-    """
-    if a.shape != b.shape or min(a.shape[-2:]) < 11:
-        raise ValueError(f"pictures of {tuple(a.shape)} and {tuple(b.shape)}; SSIM wants equal "
-                         "shapes of at least 11x11 pixels")
-    grey = torch.tensor([0.2125, 0.7154, 0.0721], dtype=torch.float64, device=a.device)
-    x, y = (torch.einsum("...chw,c->...hw", picture.double(), grey) for picture in (a, b))
-    tap = torch.arange(-5, 6, dtype=torch.float64, device=a.device)
-    window = torch.exp(-tap.square() / (2 * 1.5 ** 2))
-    window = window / window.sum()
-
-    def blur(picture: Tensor) -> Tensor:
-        flat = picture.reshape(-1, 1, *picture.shape[-2:])
-        flat = F.conv2d(F.conv2d(flat, window[None, None, :, None]), window[None, None, None])
-        return flat.reshape(*picture.shape[:-2], *flat.shape[-2:])
-
-    mean_x, mean_y = blur(x), blur(y)
-    var_x = (blur(x * x) - mean_x.square()).clamp(min=0)
-    var_y = (blur(y * y) - mean_y.square()).clamp(min=0)
-    cov = blur(x * y) - mean_x * mean_y
-    limit = (var_x * var_y).sqrt()                        # rounding must not make them disagree
-    cov = cov.clamp(-limit, limit)
-    c1, c2 = 0.01 ** 2, 0.03 ** 2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)
-                  / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)))
-    return similarity.mean(dim=(-2, -1))
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
 
 
 # ---------------------------------------------------------------------------------------------
-# Sets of videos against sets of videos (App. B.3)
+# From videos to rows, from rows to numbers
 
-def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor
-                     ) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians, in float64.
+def open_judges(metrics: list[str], directory: str | Path, random: bool,
+                device: torch.device) -> dict[str, nn.Module]:
+    """The networks that the metrics need. FileNotFoundError says which file to put where."""
+    judges = {}
+    for metric in metrics:
+        if metric in JUDGES:
+            network, load = JUDGES[metric]
+            try:
+                judges[metric] = randomize(network(), 0) if random else load(directory)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}; or leave {METRICS[metric]} out (--metrics), or "
+                                        "try the pipeline with --random-weights") from None
+            judges[metric].to(device)
+    return judges
 
-    The root is taken symmetrically, tr (A C2 A)^(1/2) with A = C1^(1/2), as TF-GAN does it: no
-    epsilon on the diagonal, singular values below 1e-10 are not rooted. Float32 would be wrong in
-    the second decimal.
-    """
-    mean1, covariance1, mean2, covariance2 = (
-        torch.as_tensor(x).double() for x in (mean1, covariance1, mean2, covariance2))
-    root = symmetric_root(covariance1)
-    trace = symmetric_root(root @ covariance2 @ root).trace()
-    distance = ((mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace()
-                - 2 * trace)
-    return distance.item()
-
-
-def symmetric_root(matrix: Tensor) -> Tensor:
-    u, values, vh = torch.linalg.svd(matrix)
-    return u @ torch.diag(torch.where(values < 1e-10, values, values.sqrt())) @ vh
-
-
-def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D), divided by n - 1, of features (n, D), in float64."""
-    features = torch.as_tensor(features).double()
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"features of shape {tuple(features.shape)}; wanted (clips, D) of at "
-                         "least 2 clips")
-    return features.mean(0), features.T.cov()
-
-
-def inception_score(logits: Tensor) -> float:
-    """exp of the mean KL divergence of each clip's classes from their mean. logits (n, classes)."""
-    log_p = F.log_softmax(torch.as_tensor(logits).double(), dim=1)
-    p = log_p.exp()
-    log_mean = torch.logsumexp(log_p, 0) - math.log(len(log_p))
-    return (p * (log_p - log_mean)).sum(1).mean().exp().item()
-
-
-def over_folds(score: Callable[..., float], folds: int, *sets: Tensor) -> tuple[float, float]:
-    """Mean and population deviation of a score over the folds of its sets, cut in order."""
-    if any(len(features) % folds for features in sets):
-        raise ValueError(f"{[len(features) for features in sets]} clips do not make {folds} equal "
-                         "folds")
-    scores = torch.tensor([score(*parts) for parts in zip(*(
-        features.chunk(folds) for features in sets))], dtype=torch.float64)
-    return scores.mean().item(), scores.std(correction=0).item()
-
-
-def frames_of(video: Tensor) -> Tensor:
-    return rearrange(video, "b c t h w -> b t c h w")
-
-
-# ---------------------------------------------------------------------------------------------
-# What a run can do
 
 @torch.no_grad()
-def evaluate_reconstruction(tokenizer: nn.Module, source: ClipSource, clips: int,
-                            batch: int = 16) -> dict:
-    """PSNR, SSIM and codes used, of centre clips through the tokenizer and back."""
-    values, used = dict(psnr=[], ssim=[]), torch.zeros(tokenizer.codebook_size, dtype=torch.bool)
-    device = next(tokenizer.parameters()).device
-    for step in range(-(-clips // batch)):
-        video, _, _ = load_batch(source, step, batch, seed=0, augment=False)
-        tokens = tokenizer.encode(video.to(device))
-        used[tokens.unique().cpu()] = True
-        pair = frames_of(tokenizer.decode(tokens).clamp(0, 1)).cpu(), frames_of(video)
-        values["psnr"].append(psnr(*pair).mean(1))
-        values["ssim"].append(ssim(*pair).mean(1))
-    means = {name: round(torch.cat(parts)[:clips].mean().item(), 3)
-             for name, parts in values.items()}
-    return dict(**means, codes_used=int(used.sum()), codes=len(used),
-                codes_used_share=round(used.float().mean().item(), 3), clips=clips)
+def look(judges: dict[str, nn.Module], metrics: list[str], video: Tensor,
+         real: Tensor | None = None) -> dict[str, Tensor]:
+    """What the metrics must know of videos (B, 3, T, H, W) in [0, 1], a row for each.
 
-
-def evaluate_tasks(tokenizer: nn.Module, model: nn.Module, source: ClipSource, tasks: list[str],
-                   clips: int, frames: int, decoding: dict, seed: int = 0) -> dict:
-    """Per task: PSNR against the real clip inside the given region, outside it, and over all.
-
-    Inside says how well the condition is kept; outside need not be high, since many videos fit
-    a condition.
+    "fvd" (B, 400) and "is" (B, 101): logits. "psnr", "ssim", "lpips" (B,): means over frames,
+    against `real` of the same shape; left out where it is None. In float32 without TF32.
     """
-    table = {}
-    device = next(model.parameters()).device
-    video, label, _ = load_batch(source, 0, clips, seed=seed, augment=False)
-    video, label = video.to(device), label.to(device)
-    generator = torch.Generator(device).manual_seed(seed)
-    for task in tqdm(tasks, desc="tasks", mininterval=1.0):
-        conditional = TASKS[task].class_conditional
-        generated = generate(tokenizer, model, video, task, label if conditional else None,
-                             frames=frames, generator=generator, **decoding)
-        error = (generated - video).square()
-        _, valid = make_condition(video, task, frames)
-        given = valid.expand_as(error)
-        table[task] = {name: round(-10 * error[region].mean().log10().item(), 2) if region.any()
-                       else None for name, region in
-                       (("psnr_given", given), ("psnr_generated", ~given),
-                        ("psnr", torch.ones_like(given)))}
-    return table
+    rows = {}
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        if "fvd" in metrics:
+            rows["fvd"] = judges["fvd"](i3d_input(video))
+        if "is" in metrics:
+            rows["is"] = judges["is"](c3d_input(video))
+        for name, compare_ in dict(psnr=psnr, ssim=ssim, lpips=judges.get("lpips")).items():
+            if real is not None and name in metrics:
+                rows[name] = compare_(frames_of(video), frames_of(real)).mean(1)
+    return rows
 
 
-def measure_classes(tokenizer: nn.Module, model: nn.Module, samples: int, decoding: dict,
-                    seed: int = 0, batch: int = 64) -> dict:
-    """Class-conditional generation on the toy, read back from the pixels by the plain rule."""
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    labels = torch.arange(samples, device=device) % model.no_class
-    blank = torch.zeros(1, 3, MovingShapes.T, MovingShapes.H, MovingShapes.W, device=device)
-    right = torch.zeros(2)
-    for part in tqdm(labels.split(batch), desc="classes", mininterval=1.0):
-        video = generate(tokenizer, model, blank.expand(len(part), -1, -1, -1, -1), "CG", part,
-                         generator=generator, **decoding)
-        shape, direction = MovingShapes.recognize(video)
-        right += torch.stack([(shape == part // 4).sum(), (direction == part % 4).sum()]).cpu()
-    shape, direction = (right / samples).tolist()
-    return dict(right_shape=round(shape, 4), right_direction=round(direction, 4), samples=samples)
+def score(metrics: list[str], folds: int, real: dict[str, Tensor], fake: dict[str, Tensor],
+          clips: Tensor | None = None, infinity: bool = False) -> dict[str, tuple[float, float]]:
+    """Mean and deviation over folds of each metric, from the rows of `look` in sample order.
+
+    clips (n,): which real clip each sample tried to predict; if given, PSNR and SSIM are those
+    of the best trial for each clip within a fold.
+    """
+    numbers = {}
+    if "fvd" in metrics:
+        numbers["fvd"] = over_folds(fvd, folds, real["fvd"], fake["fvd"])
+        if infinity:
+            smallest = min(5000, max(2, len(fake["fvd"]) // 4))
+            numbers["fvd_infinity"] = fvd_infinity(real["fvd"], fake["fvd"], smallest), 0.0
+    if "is" in metrics:
+        numbers["is"] = over_folds(inception_score, folds, fake["is"])
+    for name in ("psnr", "ssim", "lpips"):
+        if name in metrics and clips is not None and name != "lpips":
+            numbers[name] = over_folds(lambda values, which: best_of_trials(
+                values, which).mean().item(), folds, fake[name], clips)
+        elif name in metrics:
+            numbers[name] = over_folds(lambda values: values.mean().item(), folds, fake[name])
+    return numbers
 
 
-def decoding_of(config: dict) -> dict:
-    """The keywords of commit_decode that a run's configuration sets (App. B.3)."""
-    return {name: config["train"][f"decode_{name}"] for name in ("steps", "schedule",
-                                                                 "temperature")}
+def entry(metric: str, number: tuple[float, float], samples: int, folds: int,
+          judges: dict[str, nn.Module], reasons: list[str]) -> tuple[str, dict]:
+    """A number under the name it may bear: "FVD", or "FVD*" with what is not as it should be."""
+    name, network = METRICS.get(metric, "FVD_inf"), judges.get(metric.split("_")[0])
+    weights = getattr(network, "weights", "none needed")
+    if weights.startswith("random"):
+        reasons = ["random weights: the number means nothing", *reasons]
+    elif network is not None and ("unverified" in weights or "verified" not in weights):
+        reasons = [f"weights that nothing vouches for: {weights}", *reasons]
+    if metric == "fvd_infinity" and samples < 10_000:
+        reasons = ["the line in 1/N is drawn from fewer than 5,000 to 10,000 samples", *reasons]
+    value = dict(mean=number[0], deviation=number[1], samples=samples, folds=folds,
+                 weights=weights, not_as_wanted=reasons)
+    return f"{name}{'*' if reasons else ''}", value
 
 
-def report(run: str | Path, clips: int = 64, samples: int = 256) -> dict:
-    """Numbers and pictures of a finished run, written into its folder and printed."""
-    run = Path(run)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer, model, config = load_run(run, device)
-    train, decoding = config["train"], decoding_of(config)
-    source = open_source(train, config["data"], run / "videos-test.json", split="test")
-    held_out = train["dataset"] == "shapes" or bool(config["data"]["test_root"])
-    classes = model.no_class > 0
-    tasks = [task for task in dict.fromkeys(train["tasks"])
-             if classes or not TASKS[task].class_conditional]
-    metrics = dict(
-        data="held-out clips" if held_out else "centre clips of the training videos: not held out",
-        reconstruction=evaluate_reconstruction(tokenizer, source, min(clips, len(source))),
-        tasks=evaluate_tasks(tokenizer, model, source, tasks, min(16, len(source)),
-                             train["condition_frames"], decoding),
-        decoding=decoding)
-    if train["dataset"] == "shapes" and "CG" in tasks:
-        metrics["class_conditional_generation"] = measure_classes(tokenizer, model, samples,
-                                                                  decoding)
-    draw_run(run, tokenizer, model, source, tasks, train, decoding)
-    (run / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print_report(metrics)
-    print(f"wrote {run}/metrics.json, samples.gif, reconstruction.gif, loss.png")
-    return metrics
+def print_numbers(title: str, rows: list[tuple[str, str, dict]]) -> None:
+    """rows: (task or set, name of the number, its entry)."""
+    print(f"\n{title}\n{'number':9} {'of':15} {'value':>20} {'samples':>13}   weights")
+    for subject, name, value in rows:
+        number = f"{value['mean']:.3f} ± {value['deviation']:.3f}"
+        samples = f"{value['samples']:,}"
+        if value["folds"] > 1:
+            samples = f"{value['samples'] // value['folds']:,} x {value['folds']}"
+        print(f"{name:9} {subject:15} {number:>20} {samples:>13}   {value['weights']}")
+    reasons = {}
+    for subject, name, value in rows:
+        for reason in value["not_as_wanted"]:
+            reasons.setdefault(reason, {})[name] = True
+    if reasons:
+        print("* not comparable with published numbers:")
+    for reason, names in reasons.items():
+        print(f"  - {reason} ({', '.join(names)})")
 
 
-def draw_run(run: Path, tokenizer: nn.Module, model: nn.Module, source: ClipSource,
-             tasks: list[str], train: dict, decoding: dict) -> None:
-    """reconstruction.gif, samples.gif and loss.png."""
-    device = next(model.parameters()).device
-    video, label, _ = load_batch(source, 0, min(4, len(source)), seed=1, augment=False)
-    decoded = tokenizer.decode(tokenizer.encode(video.to(device))).clamp(0, 1)
-    names = [source.class_names[i] if i != NO_LABEL else f"clip {n}"
-             for n, i in enumerate(label.tolist())]
-    write_grid(run / "reconstruction.gif", [
-        (name, list(pair)) for name, pair in zip(names, zip(video, decoded))], ["real", "decoded"])
-    first = None if label[0] == NO_LABEL else int(label[0])
-    draw_samples(tokenizer, model, video[:1].to(device), first, run / "samples.gif", tasks,
-                 frames=train["condition_frames"], **decoding)
-    draw_losses(run / "log.jsonl", run / "loss.png")
+# ---------------------------------------------------------------------------------------------
+# A protocol, from beginning to end
 
+@torch.no_grad()
+def evaluate_protocol(run: str | Path, name: str, *, data: str | Path | None = None,
+                      tasks: list[str] | None = None, metrics: list[str] | None = None,
+                      samples: int | None = None, batch: int = 16, seed: int = 0,
+                      weights: str | Path = "weights", random_weights: bool = False,
+                      infinity: bool = False, decoding: dict | None = None,
+                      place: Place = Place()) -> dict | None:
+    """App. B.3: what `name` of PROTOCOLS asks for, on a run. Writes RUN/evaluation-NAME.json.
 
-def draw_losses(log: Path, path: Path) -> None:
-    """The curves of log.jsonl, a panel per stage."""
-    if not log.exists():
-        return
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    panels = {"image": ["psnr"], "tokenizer": ["psnr"],
-              "transformer": ["loss", "mask", "refine", "reconstruct"]}
-    panels = {stage: names for stage, names in panels.items()
-              if any(line["stage"] == stage for line in lines)}
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 3.5), squeeze=False)
-    for axis, (stage, names) in zip(axes[0], panels.items()):
-        # a run that was stopped has logged some steps twice: the later line counts
-        rows = sorted({line["step"]: line for line in lines if line["stage"] == stage}.items())
-        for name in names:
-            axis.plot([step for step, _ in rows], [row[name] for _, row in rows], label=name)
-        axis.set(title=stage, xlabel="step", ylabel="dB" if names == ["psnr"] else "loss")
-        axis.legend()
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    tasks: of commit.TASKS, or "reconstruction" (through the tokenizer and back). samples: in
+    all, over the folds. Sample i, its real clip and its noise are functions of (seed, i); it is
+    decoded in the i // batch-th batch whatever the number of processes. Returns what it wrote;
+    None in processes other than the first.
+    """
+    run, row = Path(run), PROTOCOLS[name]
+    tasks, metrics = tasks or [row.tasks[0]], metrics or list(row.metrics)
+    count = row.samples * row.folds if samples is None else samples
+    least = 2 * row.folds if "fvd" in metrics else row.folds
+    if count < least or count % row.folds:
+        raise ValueError(f"{count} samples; {row.folds} folds need a multiple of {row.folds} and "
+                         f"at least {least}")
+    judges = open_judges(metrics, weights, random_weights, place.device)
+    tokenizer, model, config = load_run(run, place.device)
+    train, decoding = config["train"], row.decoding | (decoding or {})
+    source, identity = open_real(name, data, train, run)
+    clips = real_clips(source, row, -(-count // batch) * batch, seed)
+    # the same clip may be the real one of many samples: it is looked at once
+    distinct = {clip: number for number, clip in enumerate(dict.fromkeys(clips[:count]))}
+    which = torch.tensor([distinct[clip] for clip in clips[:count]])
+    load = partial(load_clips, source, row, train["resolution"], device=place.device)
+    common = dict(data=identity, clips=(row.windows, row.crops), seed=seed, batch=batch,
+                  size=(train["frames"], train["stride"], train["resolution"], row.measured_at),
+                  weights={metric: judges[metric].weights for metric in judges},
+                  device=place.device.type)
 
+    def look_at_real(part: list[Clip], first: int) -> dict[str, Tensor]:
+        return look(judges, ["fvd"], load(part)[1])
 
-def print_report(metrics: dict) -> None:
-    reconstruction = metrics["reconstruction"]
-    print(f"\nmeasured on {metrics['data']}")
-    print(f"reconstruction: {reconstruction['psnr']:.2f} dB PSNR, {reconstruction['ssim']:.3f} "
-          f"SSIM, {reconstruction['codes_used']} of {reconstruction['codes']} codes used "
-          f"({reconstruction['clips']} clips)")
-    print("task   PSNR inside the given region   outside (dB)")
-    for task, row in metrics["tasks"].items():
-        given, generated = (f"{value:.2f}" if value is not None else "-"
-                            for value in (row["psnr_given"], row["psnr_generated"]))
-        print(f"{task:5} {given:>29} {generated:>14}")
-    if "class_conditional_generation" in metrics:
-        row = metrics["class_conditional_generation"]
-        print(f"class-conditional generation: right direction in {row['right_direction']:.1%}, "
-              f"right shape in {row['right_shape']:.1%} of {row['samples']} samples")
+    def look_at_fake(task: str, part: list[Clip], first: int) -> dict[str, Tensor]:
+        video, real, label = load(part)
+        with autocast(train, place.device):
+            fake, codes = make_video(tokenizer, model, video, task, label, source, config, decoding,
+                                     seed, first)
+        fake = to_measure(fake.float(), real.shape[-1])
+        return look(judges, metrics, fake, real) | codes
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure a trained run.")
-    parser.add_argument("run", help="folder of a run, for example runs/toy")
-    parser.add_argument("--clips", type=int, default=64, help="for the reconstruction")
-    parser.add_argument("--samples", type=int, default=256, help="for the toy's classes")
-    options = parser.parse_args()
-    try:
-        report(options.run, options.clips, options.samples)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"evaluate.py: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    real = {}
+    if "fvd" in metrics:
+        folder = run / "features" / f"real-{digest(common)}"
+        real = stored(folder, list(distinct), batch, look_at_real, place, "real clips")
+    results, rows = {}, []
+    for task in tasks:
+        settings = common | dict(task=task, decoding=decoding, metrics=sorted(metrics),
+                                 precision=train["precision"], checkpoints=stamps(run))
+        fake = stored(run / "features" / f"{task}-{digest(settings)}", clips, batch,
+                      partial(look_at_fake, task), place, task)
+        if place.rank > 0:
+            continue
+        fake = {key: values[:count] for key, values in fake.items()}
+        best = row.best_of > 1 and task != "reconstruction"
+        numbers = score(metrics, row.folds, {"fvd": real["fvd"][which]} if real else {}, fake,
+                        which if best else None, infinity)
+        reasons = deviations(name, task, samples=count, folds=row.folds, videos=len(source),
+                             train=train, decoding=decoding)
+        results[task] = dict(entry(metric, number, count, row.folds, judges, reasons)
+                             for metric, number in numbers.items())
+        rows += [(task, *item) for item in results[task].items()]
+        if task == "reconstruction":
+            used = int(np.unpackbits(fake["codes"].numpy().max(0)).sum()
+                       if len(fake["codes"]) == 1 else
+                       np.unpackbits(np.bitwise_or.reduce(fake["codes"].numpy())).sum())
+            results[task]["codes used"] = dict(used=used, codes=tokenizer.codebook_size)
+    if place.rank > 0:
+        return None
+    outcome = dict(protocol=name, source=row.source, real_clips=row.rule, run=str(run),
+                   distinct_real_clips=len(distinct), seed=seed, decoding=decoding,
+                   results=results)
+    path = run / f"evaluation-{name}.json"
+    path.write_text(json.dumps(outcome, indent=2) + "\n")
+    print_numbers(f"protocol {name} ({row.source})\nreal: {row.rule}; {len(distinct):,} clips of "
+                  f"{len(source):,} videos\ndecoding: {protocols.say(decoding)}", rows)
+    print_tasks(results, tokenizer.codebook_size)
+    print(f"wrote {path}")
+    return outcome

@@ -3,7 +3,7 @@
 Paper   App. B.3 (sampling protocols, the debiased FVD of BAIR), Sec. 4.4 (multi-task)
 
 Shapes  source, Protocol -> real_clips -> one Clip (video, start, y, x) per sample
-        source, Clip -> read_clip -> uint8 (T, H, W, 3)
+        source, Clip -> read_clip -> uint8 (T, H, W, 3), label
 
 Read    Protocol and PROTOCOLS, the paper's page as a table; real_clips, which clip sample i is
         compared with and conditioned on; deviations, what was not done as the paper does it.
@@ -153,16 +153,16 @@ def spare_frames(source: ClipSource, video: int) -> int:
     return max(0, source.videos[video][1] - source.needed)
 
 
-def read_clip(source: ClipSource, clip: Clip) -> np.ndarray:
-    """uint8 (T, H, W, 3). ValueError where the file no longer decodes: no other clip may stand in,
-    or the numbers would depend on when the disk failed."""
+def read_clip(source: ClipSource, clip: Clip) -> tuple[np.ndarray, int]:
+    """uint8 (T, H, W, 3) and the label. ValueError where the file no longer decodes: were another
+    clip to stand in, the numbers would depend on when the disk failed."""
     if isinstance(source, MovingShapes):
-        return source.clip(clip.video)[0]
+        return source.clip(clip.video)
     path, frames = source.videos[clip.video]
     video = source._frames(path, clip.start, min(frames, source.needed))
     y, x = (min(int(place * (size - wanted + 1)), size - wanted) for place, size, wanted in
             zip((clip.y, clip.x), video.shape[1:3], (source.H, source.W)))
-    return np.ascontiguousarray(video[:, y:y + source.H, x:x + source.W])
+    return video[:, y:y + source.H, x:x + source.W], source.labels[clip.video]
 
 
 def to_measure(video: Tensor, size: int) -> Tensor:
@@ -210,8 +210,6 @@ def deviations(name: str, task: str, *, samples: int, folds: int, videos: int, t
         reasons.append(f"{train['condition_frames']} frames given; wanted {row.condition_frames}")
     if decoding != row.decoding:
         reasons.append(f"decoding with {say(decoding)}; wanted {say(row.decoding)}")
-    if train.get("class_dropout") and decoding.get("guidance_scale"):
-        reasons.append("classifier-free guidance, which the paper does not use")
     return reasons
 
 

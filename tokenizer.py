@@ -47,10 +47,9 @@ class TokenizerConfig:
 
     def __post_init__(self):
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
-            raise ValueError(
-                f"temporal_downsample has {len(self.temporal_downsample)} entries for "
-                f"{len(self.channel_multipliers)} channel_multipliers; there is one down-sampler "
-                f"between two stages, so give {len(self.channel_multipliers) - 1}")
+            raise ValueError(f"temporal_downsample has {len(self.temporal_downsample)} entries; "
+                             "there is one down-sampler between two stages, so give "
+                             f"{len(self.channel_multipliers) - 1}")
         if self.padding not in ("reflect", "zeros"):
             raise ValueError(f"padding is {self.padding!r}; choose 'reflect' or 'zeros'")
 
@@ -62,7 +61,7 @@ class TokenizerConfig:
     @property
     def widths(self) -> list[int]:
         """Channels of each stage, shallow first."""
-        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
+        return [self.base_channels * m for m in self.channel_multipliers]
 
 
 _64px = dict(channel_multipliers=(1, 2, 4), temporal_downsample=(True, True))
@@ -308,7 +307,7 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """f_T: video (B, 3, T, H, W) in [0, 1] -> tokens (B, t, h, w). No gradient."""
+        """f_T: video (B, 3, T, H, W) in [0, 1] -> tokens (B, t, h, w), without gradient."""
         return self.quantizer.tokens(self._run(self.encoder, self._checked(video)))
 
     def decode(self, tokens: Tensor) -> Tensor:
@@ -366,8 +365,7 @@ def inflate(image_state: dict[str, Tensor], video_network: nn.Module,
             inflated[name] = source
         elif source.ndim == 5 and source.shape[:2] + source.shape[3:] == (
                 target.shape[:2] + target.shape[3:]):
-            length = target.shape[2]
-            inflated[name] = torch.zeros_like(target)
+            length, inflated[name] = target.shape[2], torch.zeros_like(target)
             if mode == "central":
                 inflated[name][:, :, length // 2] = source[:, :, 0]
             else:

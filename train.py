@@ -69,8 +69,9 @@ def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict
                       codebook=output.codebook_loss, commitment=output.commitment_loss,
                       entropy=output.entropy_loss)
         if trainee.perceptual is not None:
-            losses["perceptual"] = trainee.perceptual(*(
-                rearrange(x, "b c t h w -> b t c h w") for x in (output.reconstruction, part))).mean()
+            frames = [rearrange(clip, "b c t h w -> b t c h w")
+                      for clip in (output.reconstruction, part)]
+            losses["perceptual"] = trainee.perceptual(*frames).mean()
         if discriminator is not None:
             with autocast(config, part.device):
                 fake_logits = discriminator(output.reconstruction)
@@ -194,7 +195,8 @@ def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
         return video.to(processes.device, non_blocking=True)
 
     total, warmup = config.steps("tokenizer", len(source))
-    plain = {stage: asdict(model.config), "train": asdict(config), "data": describe(options, source)}
+    plain = {stage: asdict(model.config), "train": asdict(config),
+             "data": describe(options, source)}
     return fit(stage, trainee, tokenizer_step, batch_of, config.tokenizer_rate, total, warmup,
                config, run, processes, plain, TokenizerWatch(model.codebook_size))
 
@@ -318,7 +320,8 @@ class TokenSource:
         batch, rank, world = (self.config.transformer_batch, self.processes.rank,
                               self.processes.world)
         if not self.pool:
-            video, label, _ = load_batch(self.source, step, batch, self.config.seed + 1, rank, world)
+            video, label, _ = load_batch(self.source, step, batch, self.config.seed + 1, rank,
+                                         world)
             video = video.to(self.processes.device)
             return (self._tokens(video), *self._condition(video, task),
                     label.to(self.processes.device))

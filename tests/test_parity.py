@@ -2,8 +2,9 @@
 
 Arrays computed by the authors' JAX code (github.com/google-research/magvit at 05e8cfd) with
 random parameters at tiny sizes: same parameters and inputs in, same numbers out. Tolerances:
-2e-5 for activations, 2e-6 for losses, 1e-4 of the largest for gradients; ids and masks are equal. Where this project differs on purpose, the test says so and reaches the official
-value through public arguments.
+2e-5 for activations, 2e-6 for losses, 1e-4 of the largest for gradients; ids and masks are equal.
+Where this project differs on purpose, the test says so and reaches the official value through
+public arguments.
 """
 import math
 
