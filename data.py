@@ -6,7 +6,8 @@ Shapes  a clip is uint8 (T, H, W, 3) and an int label, as files and pictures hol
         a batch is float (B, 3, T, H, W) in [0, 1] and int64 (B,), as networks want them.
 
 Read    read_video, VideoFolder, load_batch (which clips make the batch of a step), write_grid.
-        MovingShapes, the data set that is drawn instead of read, has its own room (shapes.py).
+        MovingShapes, the data set that is drawn instead of read, has its own room (shapes.py);
+        so has the question what lies in a folder (datasets.py).
 
 Run:    python data.py [FOLDER]          a contact sheet of the toy, or of a folder of videos
 """
@@ -28,10 +29,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from datasets import (NO_LABEL, VIDEO_SUFFIXES, Layout, find_layout, holds_pictures,
+                      inspect_pictures, read_pictures)
 from shapes import MovingShapes
-
-VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".gif", ".npy"}
-NO_LABEL = -1
 
 
 class ClipSource(Protocol):
@@ -52,17 +52,20 @@ def read_video(path: str | Path, start: int = 0, count: int | None = None,
                stride: int = 1) -> np.ndarray:
     """Frames start, start+stride, ... of a video file as uint8 (T, H, W, 3), turned upright.
 
-    count None: all of them. Also reads .gif and .npy (uint8, same layout). Fewer frames than
-    asked for, a broken file or one without frames is a ValueError that names the file.
+    count None: all of them. Also reads .gif and .npy (uint8, same layout), and whatever else a
+    clip of datasets.Layout is. Fewer frames than asked for, a broken file or one without frames
+    is a ValueError that names the file.
     """
     path = Path(path)
-    if not path.exists():
+    stop = None if count is None else start + (count - 1) * stride + 1
+    if not path.exists() and not path.parent.is_file():
         raise FileNotFoundError(f"no video {path}")
-    if path.suffix.lower() == ".npy":
+    if holds_pictures(path):
+        frames = read_pictures(path, start, stop, stride)
+    elif path.suffix.lower() == ".npy":
         video = np.load(path, mmap_mode="r", allow_pickle=False)
         if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
             raise ValueError(f"{path} holds {video.dtype} {video.shape}; wanted uint8 (T, H, W, 3)")
-        stop = None if count is None else start + (count - 1) * stride + 1
         frames = list(video[start:stop:stride])
     else:
         frames = _decode(path, start, count, stride)
@@ -122,9 +125,9 @@ def to_frames(video: Tensor) -> np.ndarray:
 # Folders of videos
 
 class VideoFolder:
-    """root/class/video or a flat folder, any sizes and lengths -> clips of (T, H, W).
+    """The clips of a Layout below root, any sizes and lengths -> clips of (T, H, W).
 
-    The class is the first folder below root; a flat folder has none. Each video's short side is
+    layout None: what datasets.find_layout finds, each class a folder. Each video's short side is
     resized to H (bilinear, antialiased), then (H, W) is cropped and T frames are taken at
     `stride`: at random places where `clip` gets a generator, else at the centre. What cannot be
     used is named once on stderr and left out. `index` (a JSON file) keeps the frame counts, since
@@ -133,20 +136,16 @@ class VideoFolder:
 
     def __init__(self, root: str | Path, shape: tuple[int, int, int], *, stride: int = 1,
                  flip: bool = False, pad_short: bool = False, index: str | Path | None = None,
-                 cache_bytes: int = 1 << 30):
+                 cache_bytes: int = 1 << 30, layout: Layout | None = None):
         self.root, (self.T, self.H, self.W), self.stride = Path(root), shape, stride
         self.flip, self.pad_short = flip, pad_short
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"no data folder {self.root}; give an existing one to --data")
-        paths = sorted(path for path in self.root.rglob("*")
-                       if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-        if not paths:
-            raise FileNotFoundError(f"no video in {self.root}; looked for "
-                                    f"{' '.join(sorted(VIDEO_SUFFIXES))}")
+        layout = layout or find_layout(self.root)
         self.needed = (self.T - 1) * stride + 1
-        counts = count_frames(paths, self.root, index)
+        counts = count_frames(layout.clips, self.root, index)
         self.videos: list[tuple[Path, int]] = []
-        for path in paths:
+        self.labels: list[int] = []
+        self.class_names = layout.class_names
+        for path, label in zip(layout.clips, layout.labels):
             facts, name = counts[str(path.relative_to(self.root))], path.relative_to(self.root)
             if facts["error"]:
                 print(f"skipped {name}: {facts['error']}", file=sys.stderr)
@@ -161,13 +160,9 @@ class VideoFolder:
                     print(f"{name}: {facts['frames']} frames, the last one repeated to make "
                           f"{self.needed}", file=sys.stderr)
                 self.videos.append((path, facts["frames"]))
+                self.labels.append(label)
         if not self.videos:
-            raise ValueError(f"none of the {len(paths)} videos in {self.root} can be used")
-        folders = [path.relative_to(self.root).parts[:-1] for path, _ in self.videos]
-        labelled = all(folders)
-        self.class_names = sorted({folder[0] for folder in folders}) if labelled else []
-        self.labels = [self.class_names.index(folder[0]) if labelled else NO_LABEL
-                       for folder in folders]
+            raise ValueError(f"none of the {len(layout.clips)} videos in {self.root} can be used")
         pixels = sum(frames for _, frames in self.videos) * self.H * self.W * 3 * 16 // 9
         self._cache: dict[Path, np.ndarray] | None = {} if pixels <= cache_bytes else None
         self._broken: set[Path] = set()
@@ -217,8 +212,9 @@ def count_frames(paths: list[Path], root: Path, index: str | Path | None) -> dic
     known: dict[str, dict] = {}
     if index is not None and Path(index).exists():
         known = json.loads(Path(index).read_text())
-    stamps = {str(path.relative_to(root)): [path.stat().st_size, path.stat().st_mtime_ns]
-              for path in paths}
+    stats = {path: (path.parent if path.parent.is_file() else path).stat() for path in paths}
+    stamps = {str(path.relative_to(root)): [stat.st_size, stat.st_mtime_ns]
+              for path, stat in stats.items()}
     unknown = [path for path in paths if known.get(str(path.relative_to(root)), {}).get("stamp")
                != stamps[str(path.relative_to(root))]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -237,7 +233,9 @@ def _inspect(path: Path) -> dict:
     """Decode a whole video, keep nothing but its size."""
     facts = dict(frames=0, height=0, width=0, error="")
     try:
-        if path.suffix.lower() == ".npy":
+        if holds_pictures(path):
+            facts["frames"], facts["height"], facts["width"] = inspect_pictures(path)
+        elif path.suffix.lower() == ".npy":
             facts["frames"], facts["height"], facts["width"] = read_video(path).shape[:3]
         else:
             with av.open(str(path)) as container:
@@ -277,17 +275,22 @@ def open_source(config: dict, data: dict, index: str | Path | None = None,
                 split: str = "train") -> ClipSource:
     """The data set of a run. config, data: what a checkpoint holds as config["train"], ["data"].
 
-    split "test": the toy's held-out clips, or data["test_root"]; a folder without a test folder
-    stands for itself.
+    split "test": the toy's held-out clips, or data["test_root"] and data["test_split"], one of
+    which may be missing; without both the training data stands for itself. data["layout"]
+    "images": clips of one frame, whatever config says.
     """
     if config["dataset"] == "shapes":
         return MovingShapes(split)
     if config["dataset"] != "folder":
         raise ValueError(f"dataset is {config['dataset']!r}; choose 'folder' or 'shapes'")
-    root = (data.get("test_root") if split == "test" else None) or data["root"]
-    shape = (config["frames"], config["resolution"], config["resolution"])
-    return VideoFolder(root, shape, stride=config["stride"], flip=config["flip"],
-                       pad_short=data["pad_short"], index=index)
+    root, chosen = data["root"], data.get("split")
+    if split == "test" and (data.get("test_root") or data.get("test_split")):
+        root, chosen = data.get("test_root") or root, data.get("test_split")
+    layout = find_layout(root, data.get("layout") or "auto", chosen)
+    frames = 1 if layout.name == "images" else config["frames"]
+    return VideoFolder(root, (frames, config["resolution"], config["resolution"]),
+                       stride=config["stride"], flip=config["flip"], pad_short=data["pad_short"],
+                       index=index, layout=layout)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -165,6 +165,11 @@ def read_clip(source: ClipSource, clip: Clip) -> tuple[np.ndarray, int]:
     return video[:, y:y + source.H, x:x + source.W], source.labels[clip.video]
 
 
+def measured_size(row: Protocol, train: dict) -> int:
+    """Pixels at which videos are judged; a run of other pixels than the protocol's keeps them."""
+    return row.measured_at if train["resolution"] == row.resolution else train["resolution"]
+
+
 def to_measure(video: Tensor, size: int) -> Tensor:
     """(B, 3, T, H, W) -> (B, 3, T, size, size): central square, then bilinear (K600: 128 to 64).
 
@@ -182,22 +187,23 @@ def to_measure(video: Tensor, size: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------
 # What is not as in the paper
 
-def deviations(name: str, task: str, *, samples: int, folds: int, videos: int, train: dict,
+def deviations(name: str, task: str, *, samples: int, videos: int, data: dict, config: dict,
                decoding: dict) -> list[str]:
     """Each departure from the protocol in words; none, and the number may bear the plain name.
 
     task: of commit.TASKS, or "reconstruction". samples: in all; videos: how many real ones there
-    are; train: the run's settings (presets.TrainConfig as a dict).
+    are; data: where they are, config: the run's, both as in data.open_source.
     """
-    row = PROTOCOLS[name]
-    reasons = []
+    row, train, reasons = PROTOCOLS[name], config["train"], []
     if name == "toy":
         reasons.append("the toy is no benchmark: I3D has never seen such videos")
-    if (samples, folds) != (row.samples * row.folds, row.folds):
-        reasons.append(f"{samples:,} samples in {folds} folds; wanted {row.samples:,} x "
-                       f"{row.folds}")
+    if samples != row.samples * row.folds:
+        reasons.append(f"{samples:,} samples; wanted {row.samples:,} x {row.folds}")
     if abs(videos - row.videos) > 0.05 * row.videos:       # the paper rounds, and videos vanish
         reasons.append(f"{videos:,} {row.split} videos; wanted about {row.videos:,}")
+    places = [[place.get(key) for key in ("root", "split")] for place in (data, config["data"])]
+    if row.split == "test" and data.get("root") and places[0] == places[1]:
+        reasons.append("the real videos are those the run was trained on; wanted test videos")
     for field, wanted in (("resolution", row.resolution), ("frames", row.frames), ("stride", 1)):
         if train[field] != wanted:
             reasons.append(f"{field} {train[field]}; wanted {wanted}")

@@ -126,7 +126,8 @@ def report(run: str | Path, clips: int = 64, samples: int = 256) -> dict:
     tokenizer, model, config = load_run(run, device)
     train, decoding = config["train"], decoding_of(config)
     source = open_source(train, config["data"], run / "videos-test.json", split="test")
-    held_out = train["dataset"] == "shapes" or bool(config["data"]["test_root"])
+    held_out = train["dataset"] == "shapes" or any(
+        config["data"].get(name) for name in ("test_root", "test_split"))
     classes = model.no_class > 0
     tasks = [task for task in dict.fromkeys(train["tasks"])
              if classes or not TASKS[task].class_conditional]
@@ -189,6 +190,7 @@ def draw_losses(log: Path, path: Path) -> None:
 
 
 def print_report(metrics: dict) -> None:
+    """What report returns, as a table."""
     reconstruction = metrics["reconstruction"]
     print(f"\nmeasured on {metrics['data']}")
     print(f"reconstruction: {reconstruction['psnr']:.2f} dB PSNR, {reconstruction['ssim']:.3f} "
@@ -263,6 +265,7 @@ def seconds_of(work, repeats: int, device: torch.device) -> float:
 
 
 def print_speed(rows: list[dict]) -> None:
+    """What measure_speed returns, as a table."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else (
         f"CPU, {torch.get_num_threads()} threads")
     print(f"generating one video at a time on {device}")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 class MovingShapes:
-    """A coloured shape moves over a soft grey slope, one pixel a frame: 16 frames of 32x32.
+    """A coloured shape moves over a grey ground, one pixel a frame: 16 frames of 32x32.
 
     Drawn, not downloaded; clip i is a function of (split, i). The class is shape x direction, so
     that what a model generates can be measured by `recognize`. Everything starts on the grid of
@@ -34,7 +34,7 @@ class MovingShapes:
     directions = ("right", "left", "down", "up")
     colours = np.array([[0.95, 0.25, 0.20], [0.20, 0.85, 0.30], [0.25, 0.45, 1.00],
                         [1.00, 0.80, 0.10]], np.float32)
-    greys = (0.35, 0.1)
+    greys = np.array([0.1, 0.2, 0.3], np.float32)
     T, H, W, size = 16, 32, 32, 12
 
     def __init__(self, split: str = "train", length: int = 2048):
@@ -55,10 +55,9 @@ class MovingShapes:
         label = int(choose.integers(16))
         alpha = self.masks()[label // 4][..., None]                          # (size, size, 1)
         colour = self.colours[choose.integers(4)]
-        top, bottom = self.greys if choose.integers(2) else self.greys[::-1]
+        grey = self.greys[choose.integers(3)]
         lane, start = 4 * choose.integers(6), 4 * choose.integers(2)
-        slope = np.linspace(top, bottom, self.H, dtype=np.float32)[:, None, None]
-        frames = np.broadcast_to(slope, (self.T, self.H, self.W, 3)).copy()
+        frames = np.full((self.T, self.H, self.W, 3), grey)
         for t, frame in enumerate(frames):
             far = self.W - self.size
             x, y = [(start + t, lane), (far - start - t, lane),
@@ -83,16 +82,19 @@ class MovingShapes:
     def recognize(cls, video: Tensor) -> tuple[Tensor, Tensor]:
         """Read shape and direction from pixels by a plain rule: video (B, 3, T, 32, 32) in [0, 1].
 
-        A pixel is coloured where its largest channel exceeds its smallest by 0.3 (the slope is
-        grey). In each frame every shape is laid everywhere; the overlap is intersection over
-        union. The shape with the best mean over frames wins if that is at least 0.6; where it
-        lies in the first and last four frames gives the direction, if it moved 6 pixels or more.
-        Returns shape (B,) and direction (B,), -1 where there is none.
+        Colour is a pixel's largest channel minus its smallest (the ground is grey). A pixel is
+        coloured above half of the clip's strongest colour, and 0.15 at least. In each frame every
+        shape is laid everywhere; the overlap is intersection over union. The shape with the best
+        mean over frames wins if that is at least 0.6; where it lies in the first and last four
+        frames gives the direction, if it moved 6 pixels or more. Returns shape (B,) and direction
+        (B,), -1 where there is none.
         """
         B, _, T, H, W = video.shape
-        coloured = rearrange(video.amax(1) - video.amin(1), "b t h w -> (b t) 1 h w") > 0.3
-        coloured, masks = coloured.float(), torch.from_numpy(cls.masks())[:, None] > 0.5
-        masks = masks.float().to(video.device)
+        colour = video.amax(1) - video.amin(1)                               # (B, T, H, W)
+        strongest = colour.flatten(1).quantile(0.99, dim=1).view(-1, 1, 1, 1)
+        coloured = (colour > (strongest / 2).clamp(min=0.15)).float()
+        coloured = rearrange(coloured, "b t h w -> (b t) 1 h w")
+        masks = (torch.from_numpy(cls.masks()) > 0.5)[:, None].float().to(video.device)
         common = F.conv2d(coloured, masks)                                   # (B*T, 4, 21, 21)
         union = coloured.sum((1, 2, 3), keepdim=True) + masks.sum((1, 2, 3))[:, None, None] - common
         overlap, place = rearrange(common / union, "(b t) s y x -> b s t (y x)", b=B).max(-1)

@@ -1,0 +1,215 @@
+"""BAIR as it is published: TFRecord files, read without TensorFlow.
+
+Paper   Sec. 4.1 and App. B.3 (BAIR Robot Pushing); the files are those of softmotion30_44k
+
+Files   a row of records, each    length (8 bytes, little-endian), its checksum (4),
+                                  data, its checksum (4)
+        data, a tf.train.Example  protobuf: features (field 1) -> map entry (1) -> key (1) and
+                                  Feature (2) -> bytes_list (1) -> value (1)
+        a value                   a frame, 64x64 pixels of raw RGB, under "T/image_aux1/encoded"
+
+Read    find_records, read_record, record_frames; fields (protobuf in thirty lines); crc32c.
+
+Run:    python bair.py FILE.tfrecords        its records, and how fast they are read
+"""
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+from typing import BinaryIO, Iterator
+
+import numpy as np
+from einops import rearrange
+
+SUFFIXES = {".tfrecords", ".tfrecord"}
+# The camera of the paper's numbers and the official configuration. Video Diffusion reports on the
+# other one, image_main: its number is on different videos.
+CAMERA = "image_aux1"
+SIDE = 64                                              # pixels, stored raw as RGB
+
+
+def find_records(files: list[Path]) -> list[Path]:
+    """FILE/BYTE of every record. Only lengths are read, each with its checksum; a file that ends
+    too early or has a wrong length is named, and its records up to there are used."""
+    folders = sorted({str(path.parent) for path in files})
+    if len(folders) > 1:                               # train and test, lest they be mixed
+        raise ValueError(f"records in {' and in '.join(folders)}; give one of them to --data")
+    records: list[Path] = []
+    for path in files:
+        with open(path, "rb") as file:
+            position, size, before = 0, os.path.getsize(path), len(records)
+            while position < size:
+                try:
+                    length = _length(file, position)
+                    if position + 16 + length > size:
+                        raise ValueError(f"{path}/{position} ends after {size - position} of "
+                                         f"{length + 16} bytes")
+                except ValueError as error:
+                    print(f"{error}; {len(records) - before} records before it are used",
+                          file=sys.stderr)
+                    break
+                records.append(path / str(position))
+                position += 16 + length
+    if not records:
+        raise ValueError(f"no whole record in the {len(files)} files of {folders[0]}")
+    return records
+
+
+def _length(file: BinaryIO, position: int) -> int:
+    file.seek(position)
+    header = file.read(12)
+    if len(header) < 12:
+        raise ValueError(f"{file.name}/{position} ends after {len(header)} of 12 bytes")
+    if masked(crc32c(header[:8])) != int.from_bytes(header[8:], "little"):
+        raise ValueError(f"{file.name}/{position}: the checksum of its length is wrong")
+    return int.from_bytes(header[:8], "little")
+
+
+def read_record(record: Path, check: bool = False) -> dict[str, memoryview]:
+    """Key -> Feature message of a record. check: the checksum of the data too (three times as
+    long; VideoFolder does it once, when it counts the frames)."""
+    with open(record.parent, "rb") as file:
+        length = _length(file, int(record.name))
+        data, checksum = file.read(length), file.read(4)
+    if len(data) < length or len(checksum) < 4:
+        raise ValueError(f"{record} ends after {len(data)} of {length} bytes")
+    if check and masked(crc32c(data)) != int.from_bytes(checksum, "little"):
+        raise ValueError(f"{record}: the checksum of its data is wrong")
+    features: dict[str, memoryview] = {}
+    for _, message in fields(memoryview(data), 1):
+        for _, entry in fields(message, 1):
+            parts = dict(fields(entry))
+            features[bytes(parts[1]).decode()] = parts[2]
+    return features
+
+
+def record_frames(record: Path, features: dict[str, memoryview], start: int = 0,
+                  stop: int | None = None, stride: int = 1) -> list[np.ndarray]:
+    """Frames of a record's features, uint8 (64, 64, 3) each."""
+    keys = [f"{t}/{CAMERA}/encoded" for t in range(len(features))]
+    keys = keys[:next((t for t, key in enumerate(keys) if key not in features), len(keys))]
+    if not keys:
+        raise ValueError(f"{record} has no 0/{CAMERA}/encoded; its first keys are "
+                         f"{' '.join(sorted(features)[:4]) or 'none'}")
+    frames = []
+    for key in keys[start:stop:stride]:
+        values = [value for _, items in fields(features[key], 1) for _, value in fields(items, 1)]
+        if len(values) != 1 or len(values[0]) != SIDE * SIDE * 3:
+            raise ValueError(f"{record}: {key} has {[len(value) for value in values]} bytes; "
+                             f"wanted {SIDE * SIDE * 3}, raw RGB of {SIDE}x{SIDE}")
+        frames.append(rearrange(np.frombuffer(values[0], np.uint8), "(h w c) -> h w c",
+                                h=SIDE, w=SIDE))
+    return frames
+
+
+def fields(message: memoryview, only: int | None = None) -> Iterator[tuple[int, memoryview]]:
+    """(number, bytes) of a protobuf message's length-delimited fields; other kinds are skipped."""
+    position = 0
+
+    def varint() -> int:
+        """Seven bits a byte, low ones first; the eighth says whether another byte follows."""
+        nonlocal position
+        value = shift = 0
+        while True:
+            if position >= len(message):
+                raise ValueError("a protobuf message ends in the middle of a number")
+            byte = message[position]
+            position, value, shift = position + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while position < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 2:
+            size = varint()
+            if position + size > len(message):
+                raise ValueError("a protobuf message ends in the middle of a field")
+            if only in (None, number):
+                yield number, message[position:position + size]
+            position += size
+        elif kind == 0:
+            varint()
+        elif kind in (1, 5):
+            position += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"a protobuf message has a field of kind {kind}")
+
+
+def masked(checksum: int) -> int:
+    """TFRecord's disguise: data that contains checksums should not look like its own."""
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) % 2 ** 32
+
+
+@functools.cache
+def _two_bytes() -> np.ndarray:
+    """The register after sixteen steps from each value of its low sixteen bits."""
+    register = np.arange(2 ** 16, dtype=np.uint32)
+    for _ in range(16):
+        register = register >> 1 ^ (register & 1) * np.uint32(0x82F63B78)      # Castagnoli
+    return register
+
+
+@functools.lru_cache(maxsize=16)
+def _zeros(length: int) -> np.ndarray:
+    """What each of the register's 32 bits has become after `length` zero bytes."""
+    register, table = np.uint32(1) << np.arange(32, dtype=np.uint32), _two_bytes()
+    for _ in range(length // 2):
+        register = table[register & 0xFFFF] ^ register >> 16
+    return register
+
+
+def crc32c(data: bytes) -> int:
+    """The checksum of TFRecord, of 4 bytes or more, in numpy at about 350 MB/s.
+
+    Byte after byte would be slow in Python. But the register is linear in the data (XOR is the
+    sum), so the data is cut into 2^k pieces that run side by side; then neighbours are joined:
+    the left one's register is moved past the length of the right one, and the two are added.
+    """
+    if len(data) < 4:
+        raise ValueError(f"{len(data)} bytes; this checksum wants at least 4")
+    pieces = 1 << max(0, (len(data) // 256).bit_length() - 1)
+    length = -(-len(data) // (2 * pieces)) * 2
+    padded = np.zeros(pieces * length, np.uint8)       # in front: zeros leave a zero register zero
+    content = padded[len(padded) - len(data):]
+    content[:] = np.frombuffer(data, np.uint8)
+    content[:4] ^= 255                                 # as if the register began with ones
+    words = np.ascontiguousarray(rearrange(padded.view("<u2"), "(p n) -> n p", p=pieces))
+    register, table, moved = np.zeros(pieces, np.uint32), _two_bytes(), _zeros(length)
+
+    def move(register: np.ndarray) -> np.ndarray:
+        bits = register[:, None] >> np.arange(32, dtype=np.uint32) & 1
+        return np.bitwise_xor.reduce(bits * moved, axis=1)
+
+    for word in words:
+        register = table[(register ^ word) & 0xFFFF] ^ register >> 16
+    while len(register) > 1:
+        register, moved = move(register[::2]) ^ register[1::2], move(moved)
+    return int(register[0]) ^ 0xFFFFFFFF
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        print(f"crc32c of 123456789 is {crc32c(b'123456789'):#x}, and should be 0xe3069283\n"
+              "python bair.py FILE.tfrecords reads a file")
+        return
+    try:
+        records = find_records([Path(sys.argv[1])])
+        print(f"{len(records)} records; the first holds")
+        for key, feature in sorted(read_record(records[0], check=True).items())[:8]:
+            print(f"  {key:30} {len(feature):8,} bytes")
+        for check in (False, True):
+            begin = time.perf_counter()
+            for record in records:
+                frames = record_frames(record, read_record(record, check))
+            rate = len(records) / (time.perf_counter() - begin)
+            print(f"{rate:6.0f} records/s of {len(frames)} frames"
+                  + (", checksums verified" if check else ""))
+    except (ValueError, OSError) as error:
+        sys.exit(f"bair.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

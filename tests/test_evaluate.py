@@ -1,0 +1,314 @@
+"""A run from beginning to end: resumed, shared out, refused; and two sets of videos.
+
+The judge is cheap here: what counts is which videos it sees, and what its numbers are called.
+"""
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import evaluate
+import features
+from checkpoint import save_checkpoint
+from data import write_video
+from features import Place, noise_of, run_labels, stored
+from metrics import ssim
+from presets import PRESETS
+from protocols import PROTOCOLS, real_clips
+from report import print_speed
+from shapes import MovingShapes
+from tokenizer import TOKENIZERS, VideoTokenizer
+from transformer import MaskedTransformer
+
+ROOT = Path(__file__).parents[1]
+
+
+class Verified(nn.Module):
+    """Cheap features in the place of I3D; the label is what a checked file gives."""
+
+    weights = "i3d_pretrained_400.pt, git blob a867b87ac3a9, verified"
+
+    def forward(self, video):
+        return F.adaptive_avg_pool3d(video, (2, 2, 2)).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder as train.py leaves it, with networks that have learnt nothing."""
+    torch.manual_seed(0)
+    path, config = tmp_path_factory.mktemp("run"), PRESETS["toy"]
+    classes = MovingShapes().class_names
+    transformer = MaskedTransformer(config.transformer_config(len(classes)))
+    common = dict(train=asdict(config), data=dict(root=None, test_root=None, pad_short=False,
+                                                  class_names=classes))
+    for stage, network in (("tokenizer", VideoTokenizer(TOKENIZERS["toy"])),
+                           ("transformer", transformer)):
+        save_checkpoint(path / f"{stage}.pt", dict(
+            stage=stage, step=1, finished=True, model=network.state_dict(),
+            config={stage: asdict(network.config)} | common))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three videos of 20 frames of 32x40."""
+    random = np.random.default_rng(0)
+    for number in range(3):
+        write_video(tmp_path / "videos" / f"{number}.npy",
+                    random.integers(0, 256, (20, 32, 40, 3), dtype=np.uint8))
+    return tmp_path / "videos"
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """Verified() for I3D; returns a list that grows by the size of each batch it sees."""
+    seen = []
+
+    class Counting(Verified):
+        def forward(self, video):
+            seen.append(len(video))
+            return super().forward(video)
+
+    monkeypatch.setattr(evaluate, "open_judges", lambda metrics, *rest: {"fvd": Counting()})
+    return seen
+
+
+SHORT = dict(samples=16, batch=4, decoding=dict(steps=2))
+
+
+def numbers_of(outcome):
+    return {task: {name: (value["mean"], value["deviation"]) for name, value in entries.items()
+                   if "mean" in value} for task, entries in outcome["results"].items()}
+
+
+def fresh(run, tmp_path):
+    """The same run in another folder, with nothing stored."""
+    for name in ("tokenizer.pt", "transformer.pt"):
+        (tmp_path / name).symlink_to(run / name)
+    return tmp_path
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_numbers(run, tmp_path, cheap,
+                                                                    monkeypatch, capsys):
+    whole = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
+    assert cheap == [4] * 8                                     # four batches of reals and fakes
+    again, compute = fresh(run, tmp_path), features.look
+    calls = []
+
+    def killed(*arguments):
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return compute(*arguments)
+
+    monkeypatch.setattr(evaluate, "look", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate_protocol(again, "toy", **SHORT)
+    monkeypatch.setattr(evaluate, "look", compute)
+    damaged = sorted(again.glob("features/FP-*/*.npz"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:100])             # and one file is broken
+    del cheap[:]
+    outcome = evaluate.evaluate_protocol(again, "toy", **SHORT)
+    assert len(cheap) == 3                                      # two were left, one was broken
+    assert numbers_of(outcome) == whole
+    assert json.loads((again / "evaluation-toy.json").read_text()) == outcome
+    assert set(outcome["results"]["FP"]) == {"FVD*", "PSNR*", "SSIM*"}
+    assert all(value["not_as_wanted"] for value in outcome["results"]["FP"].values())
+    printed = capsys.readouterr().out
+    assert "FVD*" in printed and "FVD " not in printed
+
+
+def test_more_samples_keep_those_that_are_there(run, tmp_path, cheap):
+    place = fresh(run, tmp_path)
+    evaluate.evaluate_protocol(place, "toy", **SHORT | dict(samples=8))
+    files = {path: path.stat().st_mtime_ns for path in place.glob("features/*/*.npz")}
+    evaluate.evaluate_protocol(place, "toy", **SHORT)
+    assert len(files) == 4 and all(path.stat().st_mtime_ns == time for path, time in files.items())
+
+
+def test_samples_shared_by_three_places_are_those_of_one(run, tmp_path, cheap):
+    alone = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
+    place = fresh(run, tmp_path)
+    clips = real_clips(MovingShapes("test"), PROTOCOLS["toy"], 16, 0)
+    for rank in (2, 1):                 # without torchrun nobody waits: they read what there is
+        job = evaluate.open_job(place, "toy", dict(root=None, split=None, layout=None),
+                                evaluate.open_judges([]), list(PROTOCOLS["toy"].metrics),
+                                dict(steps=2), 0, 4, Place(rank, 3))
+        for work in (lambda: evaluate.fake_rows(job, "FP", clips),
+                     lambda: evaluate.real_rows(job, clips)):
+            with pytest.raises(FileNotFoundError):
+                work()
+    del cheap[:]
+    assert numbers_of(evaluate.evaluate_protocol(place, "toy", **SHORT)) == alone
+    assert len(cheap) == 2 * 2                              # batches 0 and 3; the rest was there
+
+
+def test_two_processes_of_torchrun_end_with_the_numbers_of_one(run, tmp_path, cheap):
+    alone = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
+    script = tmp_path / "cheap.py"
+    script.write_text(f"""import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
+import evaluate, test_evaluate
+evaluate.open_judges = lambda metrics, *rest: dict(fvd=test_evaluate.Verified())
+evaluate.main()
+""")
+    place = fresh(run, tmp_path)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                    "--nproc_per_node", "2", str(script), str(place), "--protocol", "toy",
+                    "--samples", "16", "--batch", "4", "--steps", "2"], check=True,
+                   env=os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads())))
+    assert numbers_of(json.loads((place / "evaluation-toy.json").read_text())) == alone
+
+
+def test_every_sample_has_noise_of_its_own_whatever_its_batch():
+    cpu = torch.device("cpu")
+    together = noise_of(0, "FP", range(4), cpu)
+    first, second = together(torch.Size([4, 5, 3])), together(torch.Size([4, 5]))
+    alone = noise_of(0, "FP", range(2, 3), cpu)
+    assert torch.equal(alone(torch.Size([1, 5, 3]))[0], first[2])
+    assert torch.equal(alone(torch.Size([1, 5]))[0], second[2])
+    assert len({x.item() for x in first[:, 0, 0]}) == 4
+    assert not torch.equal(noise_of(0, "FI", range(4), cpu)(torch.Size([4, 5, 3])), first)
+
+
+def test_reconstruction_and_tasks_make_tables_4_and_7(run, tmp_path, cheap, capsys):
+    outcome = evaluate.evaluate_protocol(fresh(run, tmp_path), "toy", **SHORT,
+                                         tasks=["reconstruction", "CG", "FI"])
+    results = outcome["results"]
+    assert results["reconstruction"]["codes"]["of"] == 256
+    assert 1 <= results["reconstruction"]["codes"]["used"] <= 256
+    printed = capsys.readouterr().out
+    assert "CG       FI  average" in printed
+    assert any("Table 7" in reason for reason in results["reconstruction"]["FVD*"]["not_as_wanted"])
+
+
+def test_folders_of_videos_serve_as_real_clips(run, folder, tmp_path, cheap):
+    outcome = evaluate.evaluate_protocol(fresh(run, tmp_path), "bair", data=folder, **SHORT,
+                                         metrics=["fvd", "psnr"], infinity=True)
+    assert outcome["real_clips"] == 3 and outcome["real_videos"] == 3
+    assert set(outcome["results"]["FP"]) == {"FVD*", "FVD_inf*", "PSNR*"}
+    reasons = " ".join(outcome["results"]["FP"]["PSNR*"]["not_as_wanted"])
+    for part in ("16 samples", "3 test videos", "resolution 32", "2 steps"):
+        assert part in reasons
+
+
+def test_labels_are_matched_by_name_not_by_number():
+    source = MovingShapes("test")
+    mapped = run_labels(torch.tensor([0, 15]), source, source.class_names[::-1])
+    assert mapped.tolist() == [15, 0]
+    with pytest.raises(ValueError, match="square right.*unknown to the run"):
+        run_labels(torch.tensor([0]), source, ["a", "b"])
+    with pytest.raises(ValueError, match="no classes"):
+        run_labels(torch.tensor([-1]), source, source.class_names)
+
+
+def test_speed_is_split_into_its_parts(run, capsys):
+    rows = evaluate.measure_speed(run, resolutions=(16, 32, 64), repeats=1, most_tokens=256)
+    assert [row["resolution"] for row in rows] == [16, 32, 64]
+    assert [row["sequence"] for row in rows] == [4 * 4 * 4 + 2, 258, 1026]
+    assert [row.get("weights") for row in rows] == ["random", "trained", None]
+    parts = rows[1]["transformer_seconds"] + rows[1]["tokenizer_seconds"]
+    assert math.isclose(rows[1]["frames_per_second"], 16 / parts, rel_tol=0.05)
+    print_speed(rows)
+    assert "left out: 1,024 tokens" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------
+# Two sets of videos
+
+@pytest.fixture
+def sets(tmp_path):
+    random = np.random.default_rng(0)
+    for name, shape in dict(a=(4, 9, 16, 16, 3), b=(4, 9, 16, 16, 3), c=(6, 9, 16, 16, 3),
+                            short=(4, 8, 16, 16, 3), small=(4, 9, 12, 16, 3)).items():
+        np.save(tmp_path / f"{name}.npy", random.integers(0, 256, shape, dtype=np.uint8))
+    return {path.stem: str(path) for path in tmp_path.glob("*.npy")}
+
+
+def test_two_arrays_and_two_folders_give_the_same_numbers(sets, tmp_path, cheap):
+    for name in "ab":
+        for i, video in enumerate(np.load(sets[name])):
+            write_video(tmp_path / name / f"{i}.npy", video)
+    for metric in ("fvd", "psnr", "ssim"):
+        arrays = evaluate.compare(metric, [sets["a"], sets["b"]], batch=3)
+        folders = evaluate.compare(metric, [str(tmp_path / "a"), str(tmp_path / "b")], batch=3)
+        assert arrays == folders
+    a, b = (torch.from_numpy(np.load(sets[name])).movedim(-1, 2) / 255 for name in "ab")
+    assert math.isclose(arrays["SSIM"]["mean"], ssim(a, b).mean(), rel_tol=1e-6)
+    same = evaluate.compare("fvd", [sets["a"], sets["a"]])
+    assert abs(same["FVD*"]["mean"]) < 1e-9                     # starred: four videos
+
+
+@pytest.mark.parametrize("metric, chosen, folds, message", [
+    ("fvd", "ab short", 1, "of 3 sets; it takes two"),
+    ("is", "a b", 1, "it takes one"),
+    ("fvd", "short a", 1, "8 frames; I3D needs at least 9"),
+    ("fvd", "a small", 1, "wanted one length and size"),
+    ("psnr", "a c", 1, "4 and 6 videos"),
+    ("fvd", "a b", 3, "3 folds of fvd need a multiple of 3, at least 6"),
+    ("fvd", "a b", 4, "at least 8"),
+    ("fvd", "a nowhere", 1, "neither a folder of videos nor a .npy")])
+def test_sets_that_do_not_fit_are_refused_in_one_line(sets, cheap, metric, chosen, folds, message):
+    paths = [sets.get(name, name) for name in chosen.replace("ab", "a b").split()]
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        evaluate.compare(metric, paths, folds=folds)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_folder_and_a_wrong_array_are_refused(sets, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no video in .*empty"):
+        evaluate.compare("fvd", [str(tmp_path / "empty"), sets["a"]])
+    np.save(tmp_path / "float.npy", np.zeros((2, 9, 16, 16, 3)))
+    with pytest.raises(ValueError, match="float64.*wanted uint8"):
+        evaluate.compare("fvd", [str(tmp_path / "float.npy"), sets["a"]])
+
+
+# ---------------------------------------------------------------------------------------------
+# Refusals
+
+@pytest.mark.parametrize("options, message", [
+    (dict(samples=2), "2 samples; the 4 folds of bair need a multiple of 4, at least 8"),
+    (dict(samples=10), "10 samples"),
+    (dict(samples=8), "i3d_pretrained_400.pt is missing .*save https.*--random-weights"),
+    (dict(samples=8, metrics=["psnr"]), "needs --data, the folder of its test videos")])
+def test_an_evaluation_that_cannot_be_done_is_refused_before_it_starts(run, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        evaluate.evaluate_protocol(run, "bair", weights="no/such/folder", **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_weight_file_is_refused(run, tmp_path):
+    (tmp_path / "i3d_pretrained_400.pt").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="wanted git blob a867"):
+        evaluate.evaluate_protocol(run, "toy", samples=8, weights=tmp_path)
+
+
+def test_stored_rows_come_back_in_order_and_once(tmp_path):
+    calls = []
+
+    def compute(part, first):
+        calls.append((list(part), first))
+        return dict(x=torch.tensor([[float(item)] for item in part]))
+
+    for _ in range(2):
+        rows = stored(tmp_path, list(range(7)), 3, compute, Place(), "x")
+        assert rows["x"].flatten().tolist() == list(range(7))
+    assert calls == [([0, 1, 2], 0), ([3, 4, 5], 3), ([6], 6)]
+    assert stored(tmp_path, list(range(8)), 3, compute, Place(), "x")["x"].shape == (8, 1)
+    assert calls[3:] == [([6, 7], 6)]                           # the last batch has grown
+
+
+@pytest.mark.parametrize("room", ["metrics.py", "protocols.py", "features.py", "evaluate.py"])
+def test_every_room_shows_its_idea_when_run(room):
+    done = subprocess.run([sys.executable, room], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 8, done.stderr
