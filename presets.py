@@ -21,6 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from commit import TASKS, make_condition, mask_ratio, task_index
+from datasets import LAYOUTS
 from discriminator import DISCRIMINATORS, Discriminator3d, DiscriminatorConfig
 from tokenizer import TOKENIZERS, TokenizerConfig, VideoTokenizer
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
@@ -82,6 +83,7 @@ class TrainConfig:
     mask_schedule: str = "cosine"        # App. B.2
     class_dropout: float = 0.0           # ours: train for guidance; the paper does not
     token_pool: int = 0                  # ours: tokenize this many clips once, then reuse them
+    start_local: bool = False            # ours: attention starts with the neighbours
 
     # Decoding (App. B.3)
     decode_steps: int = 12
@@ -184,12 +186,14 @@ PRESETS = {
     # Ours: the whole paper on a laptop.
     "toy": TrainConfig(
         dataset="shapes", resolution=32, flip=False, train_videos=2048, num_classes=16,
-        tokenizer="toy", transformer="toy", tasks=tuple(TASKS),
-        tokenizer_steps=2000, tokenizer_batch=4, tokenizer_rate=1e-3, tokenizer_warmup=50,
-        tokenizer_ema=0.99, entropy_weight=0.003, adversarial_weight=0.0, perceptual_weight=0.0,
+        tokenizer="toy", transformer="toy",
+        tasks=(*TASKS, "CG", "CG", "CG", "CG", "CG"),          # the one task without a condition
+        tokenizer_steps=1000, tokenizer_batch=4, tokenizer_rate=1e-3, tokenizer_warmup=50,
+        tokenizer_ema=0.99, entropy_weight=0.0003, adversarial_weight=0.0, perceptual_weight=0.0,
         codebook_from_data=True,
-        transformer_steps=1100, transformer_batch=16, transformer_rate=1e-3,
-        transformer_warmup=50, token_pool=1024, save_every=100),
+        transformer_steps=3000, transformer_batch=16, transformer_rate=1e-3,
+        transformer_warmup=50, token_pool=1024, start_local=True, decode_temperature=1.0,
+        save_every=100),
     **{f"{dataset}-{size}": _paper_preset(dataset, size)
        for dataset in DATASETS for size in "BL"},
     "web-H": _paper_preset("web", "H"),                      # App. A.2: H for web videos only
@@ -207,6 +211,11 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, argparse.Nam
                         help="one of: " + " ".join(PRESETS))
     parser.add_argument("--data", help="folder of training videos: DIR/class/video or DIR/video")
     parser.add_argument("--test-data", help="folder of held-out videos for the final numbers")
+    parser.add_argument("--split", metavar="FILE",
+                        help="official list of training videos: trainlist01.txt, train.json")
+    parser.add_argument("--test-split", metavar="FILE", help="likewise of held-out videos")
+    parser.add_argument("--layout", default="auto", choices=LAYOUTS,
+                        help="what lies in --data, where that is not plain; images: --stage image")
     parser.add_argument("--out", help="run folder (default runs/PRESET); an old one goes on")
     parser.add_argument("--stage", default="all",
                         choices=["all", "image", "tokenizer", "transformer"])
@@ -244,6 +253,8 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, argparse.Nam
         config.check()
         if config.dataset == "folder" and not options.data and not options.dry_run:
             raise ValueError(f"{options.preset} needs --data, a folder of videos")
+        if options.layout == "images" and options.stage != "image":
+            raise ValueError("--layout images has clips of one frame; it is for --stage image")
     except ValueError as error:
         parser.error(str(error))
     return config, options

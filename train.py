@@ -42,7 +42,7 @@ from discriminator import (Discriminator2d, Discriminator3d, LeCam, discriminato
 from loop import Processes, TokenizerWatch, Trainee, average_gradients, fit, start_processes
 from presets import PRESETS, TrainConfig, parse, plan
 from tokenizer import ImageTokenizer, VideoTokenizer, average_over_processes, inflate
-from transformer import MaskedTransformer
+from transformer import MaskedTransformer, start_local
 
 __all__ = ["PRESETS", "TrainConfig", "fit", "tokenizer_step", "transformer_step"]
 
@@ -189,7 +189,7 @@ def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
     def batch_of(step: int) -> Tensor:
         video, _, _ = load_batch(source, step, config.tokenizer_batch, config.seed,
                                  processes.rank, processes.world)
-        if two_d:                            # official: frames 3, 6, 10, 13 of 16
+        if two_d and video.shape[2] > 1:     # official: frames 3, 6, 10, 13 of 16; a picture is one
             T = video.shape[2]
             video = video[:, :, [round(k * T / 5) for k in range(1, 5)]]
         return video.to(processes.device, non_blocking=True)
@@ -203,11 +203,17 @@ def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
 
 @torch.no_grad()
 def codebook_from_data(model: VideoTokenizer, video: Tensor, seed: int) -> None:
-    """Start the codes at latents of real clips: a short run has no time to move them there."""
+    """Start the codes at latents of real clips: a short run has no time to move them there.
+
+    Each is drawn with the squared distance to the nearest one before as its chance (k-means++),
+    so that a wide plain background gets few codes and not most of them.
+    """
     latents = rearrange(model.encoder(video), "b d t h w -> (b t h w) d")
-    chosen = torch.randint(len(latents), (model.codebook_size,),
-                           generator=torch.Generator().manual_seed(seed))
-    model.quantizer.codebook.copy_(latents[chosen])
+    generator = torch.Generator().manual_seed(seed)
+    chance = torch.ones(len(latents))
+    for code in model.quantizer.codebook:
+        code.copy_(latents[torch.multinomial(chance, 1, generator=generator)[0]])
+        chance = chance.minimum((latents - code).square().sum(1))
 
 
 def perceptual_loss(config: TrainConfig, options, processes: Processes) -> nn.Module | None:
@@ -233,8 +239,12 @@ def train_transformer(config: TrainConfig, options, source: ClipSource, run: Pat
     tokenizer = load_network(tokenizer_state, processes.device)
     torch.manual_seed(config.seed)
     classes = len(source.class_names)
-    model = MaskedTransformer(config.transformer_config(classes)).to(processes.device)
+    model = MaskedTransformer(config.transformer_config(classes))
+    if config.start_local:
+        start_local(model, tokenizer.latent_shape(config.frames, config.resolution,
+                                                  config.resolution))
     model.checkpointing = config.checkpointing
+    model.to(processes.device)
     if config.compile:
         model.compile()
     decayed, free = decay_groups(model)
@@ -333,9 +343,11 @@ class TokenSource:
 
 def describe(options, source: ClipSource) -> dict:
     """The data of a run as plain data: enough for decode.py and evaluate.py to open it again."""
-    return dict(root=options.data and str(Path(options.data).resolve()),
-                test_root=options.test_data and str(Path(options.test_data).resolve()),
-                pad_short=options.pad_short, class_names=source.class_names)
+    paths = dict(root=options.data, test_root=options.test_data, split=options.split,
+                 test_split=options.test_split)
+    return dict(**{name: path and str(Path(path).resolve()) for name, path in paths.items()},
+                layout=options.layout, pad_short=options.pad_short,
+                class_names=source.class_names)
 
 
 def main() -> None:
@@ -347,8 +359,9 @@ def main() -> None:
     run.mkdir(parents=True, exist_ok=True)
     processes = start_processes()
     try:
-        source = open_source(asdict(config), dict(root=options.data, pad_short=options.pad_short),
-                             run / "videos.json")
+        source = open_source(asdict(config), dict(
+            root=options.data, split=options.split, layout=options.layout,
+            pad_short=options.pad_short), run / "videos.json")
         stages = ["tokenizer", "transformer"] if options.stage == "all" else [options.stage]
         for stage in stages:
             begin = time.time()

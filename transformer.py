@@ -20,6 +20,7 @@ Run:    python transformer.py      the sizes beside Table 1 of the appendix
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,6 +44,7 @@ class TransformerConfig:
     num_tokens: int = 1024               # N = t*h*w, the tokenizer's
     num_classes: int = 0                 # C, the data set's
     num_tasks: int = 10                  # prompts; 0: no prompt, as in official one-task models
+    initial_deviation: float = 0.02      # of matrices and embeddings; official
 
     @property
     def vocabulary_size(self) -> int:
@@ -60,9 +62,9 @@ TRANSFORMERS = {
     "L": TransformerConfig(num_layers=24, hidden_size=1024, num_heads=16, mlp_size=4096),
     "H": TransformerConfig(num_layers=32, hidden_size=1280, num_heads=16, mlp_size=5120),
     # Ours: for a laptop. Too small and too briefly trained to need dropout.
-    "toy": TransformerConfig(num_layers=4, hidden_size=128, num_heads=4, mlp_size=512,
-                             hidden_dropout=0.0, attention_dropout=0.0,
-                             codebook_size=256, num_tokens=256),
+    "toy": TransformerConfig(num_layers=4, hidden_size=128, num_heads=2, mlp_size=512,
+                             hidden_dropout=0.0, attention_dropout=0.0, initial_deviation=0.08,
+                             codebook_size=128, num_tokens=256),
 }
 
 
@@ -120,7 +122,8 @@ class MaskedTransformer(nn.Module):
         self.head = nn.Sequential(nn.Linear(size, size), nn.GELU(approximate="tanh"),
                                   nn.LayerNorm(size, eps=1e-12))
         self.head_bias = nn.Parameter(torch.zeros(config.vocabulary_size))
-        self.apply(initialize)
+        for module in self.modules():
+            initialize(module, config.initial_deviation)
 
     @property
     def mask_id(self) -> int:
@@ -157,12 +160,37 @@ class MaskedTransformer(nn.Module):
         return F.linear(x, self.token_embedding.weight[:codes], self.head_bias[:codes])
 
 
-def initialize(module: nn.Module) -> None:
-    """Normal of deviation 0.02 cut at two deviations for matrices, zero biases (official)."""
+def initialize(module: nn.Module, deviation: float) -> None:
+    """Normal, cut at two deviations, for matrices and embeddings; zero biases (official)."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+        nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def start_local(model: MaskedTransformer, grid: tuple[int, int, int]) -> None:
+    """Ours, for short runs: let each token attend to its neighbours from the first step on.
+
+    The positions of the (t, h, w) grid start as waves along the three axes, so that near ones are
+    alike, and keys start equal to queries, so that like attends to like. Both are then trained as
+    ever: a laptop's minutes are too few to find locality in random positions.
+    """
+    size = model.config.hidden_size
+    widths = (size // 4, 3 * size // 8, 3 * size // 8)                # of the t, h and w waves
+    waves = []
+    for axis, (length, width) in enumerate(zip(grid, widths)):
+        periods = 2.0 ** torch.linspace(0, math.log2(2 * length), width // 2)
+        angle = torch.arange(length)[:, None] * math.pi / periods             # (length, width / 2)
+        shape = [1, 1, 1, width]
+        shape[axis] = length
+        waves.append(torch.cat([angle.sin(), angle.cos()], 1).view(shape).expand(*grid, width))
+    positions = rearrange(torch.cat(waves, -1), "t h w d -> (t h w) d")
+    model.position_embedding.weight[-len(positions):] = 0.2 * positions
+    for block in model.blocks:
+        query, key, _ = block.attention.query_key_value.weight.chunk(3)
+        query *= 0.15 / model.config.initial_deviation
+        key.copy_(query)
 
 
 def main() -> None:
