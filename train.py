@@ -210,7 +210,7 @@ def codebook_from_data(model: VideoTokenizer, video: Tensor, seed: int) -> None:
     """
     latents = rearrange(model.encoder(video), "b d t h w -> (b t h w) d")
     generator = torch.Generator().manual_seed(seed)
-    chance = torch.ones(len(latents))
+    chance = torch.full((len(latents),), 1e6)             # at first all alike
     for code in model.quantizer.codebook:
         code.copy_(latents[torch.multinomial(chance, 1, generator=generator)[0]])
         chance = chance.minimum((latents - code).square().sum(1))
