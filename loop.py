@@ -218,7 +218,7 @@ class Ahead:
 
 
 class Log:
-    """log.jsonl: a line every ten steps, by the first process. Lines of undone steps go."""
+    """log.jsonl: a line every ten steps, by the first process; after a stop, some steps twice."""
 
     def __init__(self, path: Path, stage: str, rank: int):
         self.path, self.stage, self.rank, self.begin = path, stage, rank, time.time()

@@ -185,14 +185,14 @@ def _paper_preset(dataset: str, size: str) -> TrainConfig:
 PRESETS = {
     # Ours: the whole paper on a laptop.
     "toy": TrainConfig(
-        dataset="shapes", resolution=32, flip=False, train_videos=2048, num_classes=16,
+        dataset="shapes", resolution=32, flip=False, train_videos=960, num_classes=16,
         tokenizer="toy", transformer="toy",
         tasks=(*TASKS, "CG", "CG", "CG", "CG", "CG"),          # the one task without a condition
-        tokenizer_steps=1000, tokenizer_batch=4, tokenizer_rate=1e-3, tokenizer_warmup=50,
+        tokenizer_steps=1300, tokenizer_batch=4, tokenizer_rate=1e-3, tokenizer_warmup=50,
         tokenizer_ema=0.99, entropy_weight=0.0003, adversarial_weight=0.0, perceptual_weight=0.0,
         codebook_from_data=True,
-        transformer_steps=3000, transformer_batch=16, transformer_rate=1e-3,
-        transformer_warmup=50, token_pool=1024, start_local=True, decode_temperature=1.0,
+        transformer_steps=2900, transformer_batch=16, transformer_rate=1e-3,
+        transformer_warmup=50, token_pool=960, start_local=True, decode_temperature=1.0,
         save_every=100),
     **{f"{dataset}-{size}": _paper_preset(dataset, size)
        for dataset in DATASETS for size in "BL"},

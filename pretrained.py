@@ -344,11 +344,11 @@ def load_i3d(directory: str | Path = "weights") -> I3D:
 
 
 def load_c3d(directory: str | Path = "weights") -> C3D:
+    """C3D with its mean cube, cropped as by tgan2 where that is larger; what misfits is refused."""
     arrays, label = load_weights(Path(directory, "conv3d_deepnetA_ucf.npz"))
     mean, mean_label = load_weights(Path(directory, "mean2.npz"))
     state = {name.replace("/W", ".weight").replace("/b", ".bias"): array     # Chainer's names
              for name, array in arrays.items()}
-    # tgan2's crop, where the mean was taken over larger frames. What does not fit is refused.
     state |= {name: cube if cube.shape[-2:] == (112, 112) else cube[..., 8:120, 8:120]
               for name, cube in mean.items() if cube.ndim > 1}
     return _filled(C3D(), state, f"{label}; {mean_label}")

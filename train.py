@@ -9,7 +9,7 @@ Read    tokenizer_step, transformer_step (what one step is), train_tokenizer and
         train_transformer (how a stage is set up), TokenSource.
 
 Not here: the loop around a step (loop.py), what can be set (presets.py), files
-        (checkpoint.py), numbers at the end (evaluate.py).
+        (checkpoint.py), numbers at the end (report.py).
 
 Run:    python train.py                                 the toy: both stages, pictures, numbers
         python train.py ucf101-B --data DIR             the paper's presets; --dry-run for the plan
@@ -41,6 +41,7 @@ from discriminator import (Discriminator2d, Discriminator3d, LeCam, discriminato
                            generator_loss, r1_penalty)
 from loop import Processes, TokenizerWatch, Trainee, average_gradients, fit, start_processes
 from presets import PRESETS, TrainConfig, parse, plan
+from report import report
 from tokenizer import ImageTokenizer, VideoTokenizer, average_over_processes, inflate
 from transformer import MaskedTransformer, start_local
 
@@ -373,7 +374,6 @@ def main() -> None:
             if processes.rank == 0:
                 print(f"{stage} done in {time.time() - begin:.0f} s", file=sys.stderr)
         if processes.rank == 0 and options.report and (run / "transformer.pt").exists():
-            from evaluate import report
             report(run)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
