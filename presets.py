@@ -192,7 +192,7 @@ PRESETS = {
         tokenizer_ema=0.99, entropy_weight=0.0003, adversarial_weight=0.0, perceptual_weight=0.0,
         codebook_from_data=True,
         transformer_steps=2900, transformer_batch=16, transformer_rate=1e-3,
-        transformer_warmup=50, token_pool=960, start_local=True, decode_temperature=1.0,
+        transformer_warmup=50, token_pool=960, start_local=True,
         save_every=100),
     **{f"{dataset}-{size}": _paper_preset(dataset, size)
        for dataset in DATASETS for size in "BL"},
