@@ -184,7 +184,7 @@ def test_reconstruction_and_tasks_make_tables_4_and_7(run, tmp_path, cheap, caps
     outcome = evaluate.evaluate_protocol(fresh(run, tmp_path), "toy", **SHORT,
                                          tasks=["reconstruction", "CG", "FI"])
     results = outcome["results"]
-    assert results["reconstruction"]["codes"]["of"] == 256
+    assert results["reconstruction"]["codes"]["of"] == 128
     assert 1 <= results["reconstruction"]["codes"]["used"] <= 256
     printed = capsys.readouterr().out
     assert "CG       FI  average" in printed

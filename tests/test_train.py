@@ -306,7 +306,7 @@ def one_step_of_each_stage(rank, world, port, result):
     from transformer import MaskedTransformer
     model = MaskedTransformer(config.transformer_config(16))
     trainee = Trainee(dict(model=model), dict(model=Kept(model.parameters(), lr=0.0)))
-    tokens = torch.randint(256, (2, 4, 256), generator=generator)[:, share]
+    tokens = torch.randint(128, (2, 4, 256), generator=generator)[:, share]
     draws = (torch.rand(4, 256, generator=generator)[share],
              torch.rand(4, generator=generator)[share])
     terms |= {f"transformer {k}": v for k, v in loop.average_terms(train.transformer_step(
