@@ -230,6 +230,9 @@ TASKS = {
 }
 
 
+MT8 = tuple(task for task in TASKS if not TASKS[task].class_conditional)       # Sec. 4.4
+
+
 def task_index(task: str) -> int:
     """The task's number, which chooses its prompt. ValueError for a name not in TASKS."""
     if task not in TASKS:

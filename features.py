@@ -149,7 +149,7 @@ def sample_videos(tokenizer: nn.Module, model: nn.Module, task: str, video: Tens
     which codes each has used, (B, K / 8) bits. label: of the run's classes.
     """
     train = config["train"]
-    with autocast(train, video.device):
+    with autocast(train["precision"], video.device):
         if task == "reconstruction":
             tokens = tokenizer.encode(video).flatten(1)
             used = torch.zeros(len(video), tokenizer.codebook_size, dtype=torch.bool)

@@ -20,13 +20,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from commit import TASKS, make_condition, mask_ratio, task_index
+from commit import MT8, TASKS, make_condition, mask_ratio, task_index
 from datasets import LAYOUTS
 from discriminator import DISCRIMINATORS, Discriminator3d, DiscriminatorConfig
 from tokenizer import TOKENIZERS, TokenizerConfig, VideoTokenizer
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
-MT8 = ("FP", "FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD")           # Sec. 4.4
 TASK_SETS = {"MT8": MT8, "MT10": tuple(TASKS)}
 
 

@@ -25,11 +25,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from commit import TASKS
+from commit import MT8, TASKS
 from data import ClipSource
 from shapes import MovingShapes
 
-MT8 = ("FP", "FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD")           # Sec. 4.4
 
 
 @dataclass(frozen=True)

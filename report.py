@@ -39,10 +39,13 @@ def frames_of(video: Tensor) -> Tensor:
     return rearrange(video, "b c t h w -> b t c h w")
 
 
-def autocast(train: dict, device: torch.device) -> torch.autocast:
-    """The precision a run was trained in: bfloat16 where it is fast, unless it says otherwise."""
-    enabled = train["precision"] != "float32"
-    if train["precision"] == "auto" and device.type == "cpu":
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """bfloat16 where matrices and convolutions are; losses, distances and R1 stay float32.
+
+    precision: TrainConfig's; "auto" is bfloat16 on GPUs and on CPUs that have it.
+    """
+    enabled = precision != "float32"
+    if precision == "auto" and device.type == "cpu":
         enabled = torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
@@ -104,7 +107,7 @@ def measure_classes(tokenizer: nn.Module, model: nn.Module, samples: int, decodi
     blank = torch.zeros(1, 3, MovingShapes.T, MovingShapes.H, MovingShapes.W, device=device)
     right = torch.zeros(2)
     for part in tqdm(labels.split(batch), desc="classes", mininterval=1.0):
-        with autocast(train or dict(precision="float32"), device):
+        with autocast(train["precision"] if train else "float32", device):
             video = generate(tokenizer, model, blank.expand(len(part), -1, -1, -1, -1), "CG", part,
                              generator=generator, **decoding).float()
         shape, direction = MovingShapes.recognize(video)
@@ -241,7 +244,7 @@ def measure_speed(run: str | Path, resolutions: tuple[int, ...] = (64, 128, 256)
                                    **decoding):
                 pass
 
-        with autocast(train, device):
+        with autocast(train["precision"], device):
             seconds = dict(
                 transformer=seconds_of(decode_tokens, repeats, device),
                 tokenizer=seconds_of(lambda: tokenizer.decode(tokens.view(1, *latent)), repeats,

@@ -41,7 +41,7 @@ from discriminator import (Discriminator2d, Discriminator3d, LeCam, discriminato
                            generator_loss, r1_penalty)
 from loop import Processes, TokenizerWatch, Trainee, average_gradients, fit, start_processes
 from presets import PRESETS, TrainConfig, parse, plan
-from report import report
+from report import autocast, report
 from tokenizer import ImageTokenizer, VideoTokenizer, average_over_processes, inflate
 from transformer import MaskedTransformer, start_local
 
@@ -64,7 +64,7 @@ def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict
     terms: dict[str, Tensor] = {}
     for part in video.chunk(config.accumulate):
         share = len(part) / len(video)
-        with autocast(config, part.device):
+        with autocast(config.precision, part.device):
             output = model(part)
         losses = dict(reconstruction=F.mse_loss(output.reconstruction, part),
                       codebook=output.codebook_loss, commitment=output.commitment_loss,
@@ -74,7 +74,7 @@ def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict
                       for clip in (output.reconstruction, part)]
             losses["perceptual"] = trainee.perceptual(*frames).mean()
         if discriminator is not None:
-            with autocast(config, part.device):
+            with autocast(config.precision, part.device):
                 fake_logits = discriminator(output.reconstruction)
             losses["generator"] = generator_loss(fake_logits)
             part.requires_grad_()                     # for R1, which needs float32
@@ -130,7 +130,7 @@ def transformer_step(trainee: Trainee, batch: TokenBatch, config: TrainConfig) -
     terms: dict[str, Tensor] = {}
     for part in torch.arange(len(inputs), device=inputs.device).chunk(config.accumulate):
         share = len(part) / len(inputs)
-        with autocast(config, inputs.device):
+        with autocast(config.precision, inputs.device):
             logits = model(inputs[part], task[part], batch.label[part])
         loss = commit_loss(logits, batch.tokens[part], batch.is_pad, batch.scores[part],
                            cutoff[part], config.label_smoothing)
@@ -143,15 +143,6 @@ def transformer_step(trainee: Trainee, batch: TokenBatch, config: TrainConfig) -
     optimizer.step()
     optimizer.zero_grad()
     return terms
-
-
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """bfloat16 where matrices and convolutions are; losses, distances and R1 stay float32."""
-    if config.precision == "auto" and device.type == "cpu":
-        enabled = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    else:
-        enabled = config.precision != "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -319,11 +310,11 @@ class TokenSource:
                      for task, part in parts.items()}
 
     def _tokens(self, video: Tensor) -> Tensor:
-        with autocast(self.config, video.device):
+        with autocast(self.config.precision, video.device):
             return rearrange(self.tokenizer.encode(video), "b t h w -> b (t h w)")
 
     def _condition(self, video: Tensor, task: str) -> tuple[Tensor, Tensor]:
-        with autocast(self.config, video.device):
+        with autocast(self.config.precision, video.device):
             return tokenize_condition(self.tokenizer, video, task, self.config.condition_frames)
 
     def __call__(self, step: int, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

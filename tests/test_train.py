@@ -539,7 +539,7 @@ def test_a_2d_tokenizer_trains_on_frames_and_is_inflated(folder, tmp_path):
 
 def test_the_precision_follows_the_machine():
     for precision, enabled in (("bf16", True), ("float32", False)):
-        context = train.autocast(TrainConfig(precision=precision), torch.device("cpu"))
+        context = train.autocast(precision, torch.device("cpu"))
         with context:
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert (product.dtype == torch.bfloat16) == enabled
