@@ -321,6 +321,23 @@ def draw_tasks(video: Tensor, latent_shape: tuple[int, int, int], path: str) -> 
     plt.close(figure)
 
 
+def draw_schedules(path: str, num_tokens: int = 1024, steps: int = 12) -> None:
+    """gamma of App. B.3's schedules: the masked tokens after each step of Algorithm 1."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    progress = torch.linspace(0, 1, steps + 1)
+    figure, axis = plt.subplots(figsize=(5, 3))
+    for schedule in ("exp", "cosine", "uniform", "log"):
+        count = num_masked(mask_ratio(progress.clamp(min=1e-6), schedule, num_tokens), num_tokens)
+        axis.plot(range(steps + 1), count, marker="o", markersize=3, label=schedule)
+    axis.set(xlabel="step of Algorithm 1", ylabel=f"tokens still masked, of {num_tokens}")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
 def main() -> None:
     """Draw Fig. 2 on a video made here: a disc on a slope of colours, moving right."""
     path = sys.argv[1] if len(sys.argv) > 1 else "assets/tasks.png"
@@ -331,6 +348,7 @@ def main() -> None:
     video = torch.where(disc, torch.tensor([1.0, 0.8, 0.2])[:, None, None, None],
                         background[:, None])[None]
     draw_tasks(video, (4, 16, 16), path)
+    draw_schedules(path.replace(".png", "-schedules.png"))
     print(f"wrote {path}\n\nshare of the 4 x 16 x 16 tokens at 16 x 64 x 64 that hold a condition")
     for name, task in TASKS.items():
         given = ~is_padding(make_condition(video, name)[1], (4, 16, 16))

@@ -10,7 +10,7 @@ Read    commit_decode beside Algorithm 1; then guided_logits, generate, draw_sam
 
 Not here: Eq. (2), tasks and schedules (commit.py); the networks. Models are arguments.
 
-Run:    python decode.py                              Algorithm 1: masked tokens per step, Fig. 3
+Run:    python decode.py        Algorithm 1: masked tokens per step, what one token sees, Fig. 3
         python decode.py RUN                          all ten tasks on a clip of the run's data
         python decode.py RUN --task OPC --video in.mp4 --out out.gif
 """
@@ -221,6 +221,55 @@ def draw_steps(tokenizer: nn.Module, model: nn.Module, video: Tensor, task: str,
     plt.close(figure)
 
 
+def draw_leak(tokenizer: nn.Module, video: Tensor, other: Tensor, path: str | Path) -> list[float]:
+    """Why COMMIT: what one token sees, and what the tokens of a given region give away.
+
+    video, other (1, 3, T, H, W) in [0, 1]. The picture: how much each pixel moves the latent of
+    the token in the frame, against the most. Returns three shares: of that influence, what lies
+    outside of the token's own pixels; of the tokens of OPC's region, how many change when all
+    pixels outside of the region are `other`'s, if they are unmasked as they are, and in COMMIT.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    T, H, W = video.shape[2:]
+    t, h, w = tokenizer.latent_shape(T, H, W)
+    at, a, b, c = (t // 2, h // 2, w // 2), T // t, H // h, W // w
+    pixels = video.clone().requires_grad_()
+    latent = tokenizer.encoder(pixels)[(0, slice(None), *at)]
+    influence = sum(torch.autograd.grad(number, pixels, retain_graph=True)[0].abs().sum((0, 1))
+                    for number in latent)                                        # (T, H, W)
+    own = tuple(slice(i * size, (i + 1) * size) for i, size in zip(at, (a, b, c)))
+    outside = 1 - (influence[own].sum() / influence.sum()).item()
+
+    condition, valid = make_condition(video, "OPC")
+    changed = torch.where(valid, video, other)
+    (before, is_pad), (after, _) = (tokenize_condition(tokenizer, v, "OPC")
+                                    for v in (video, changed))
+    unmasked = [tokenizer.encode(v).flatten(1) for v in (video, changed)]
+    shares = [(x != y)[:, ~is_pad].float().mean().item() for x, y in (unmasked, (before, after))]
+
+    shown = range(0, T, max(1, T // 8))
+    figure, axes = plt.subplots(2, len(shown), figsize=(1.5 * len(shown), 3.6))
+    for column, frame in zip(axes.T, shown):
+        column[0].imshow(rearrange(video[0, :, frame], "c h w -> h w c"))
+        column[1].imshow((influence[frame] / influence.max()).sqrt(), vmin=0, vmax=1, cmap="magma")
+        column[0].set_title(f"frame {frame}", fontsize=9)
+        for axis in column:
+            axis.set(xticks=[], yticks=[])
+            if frame // a == at[0]:
+                axis.add_patch(plt.Rectangle((at[2] * c - 0.5, at[1] * b - 0.5), c, b, fill=False,
+                                             edgecolor="lime", linewidth=2))
+    axes[0, 0].set_ylabel("video")
+    axes[1, 0].set_ylabel("seen by one token")
+    figure.suptitle(f"{outside:.0%} of what moves this token lies outside of its own pixels "
+                    "(green)", fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    return [outside, *shares]
+
+
 # ---------------------------------------------------------------------------------------------
 
 def print_steps(num_tokens: int = 1024, steps: int = 12) -> None:
@@ -230,6 +279,19 @@ def print_steps(num_tokens: int = 1024, steps: int = 12) -> None:
     for schedule in ("cosine", "uniform", "exp"):
         counts = num_masked(mask_ratio(progress, schedule, num_tokens), num_tokens)
         print(f"  {schedule:8}", *(f"{count:5}" for count in counts[:-1].tolist()), "    0")
+
+
+def print_leak(run: str, path: str) -> None:
+    """The picture and the numbers of draw_leak, for two held-out clips of the run's data."""
+    tokenizer, _, config = load_run(run)
+    source = open_source(config["train"], config["data"], split="test")
+    video, other = (to_float(source.clip(index, None)[0][None]) for index in (0, 1))
+    outside, unmasked, committed = draw_leak(tokenizer, video, other, path)
+    print(f"\none token: {outside:.0%} of what moves it lies outside of its own pixels\n"
+          "central outpainting: tokens of the given region that change with the pixels not given\n"
+          f"  unmasked as they are  {unmasked:4.0%}    they give the answer away\n"
+          f"  COMMIT                {committed:4.0%}    they know the condition alone\n"
+          f"wrote {path}")
 
 
 def main() -> None:
@@ -258,6 +320,7 @@ def main() -> None:
                 return
             options.run, options.fig3, options.out = "assets/toy", True, "assets/steps.png"
             options.task = ["OPC"]
+            print_leak(options.run, "assets/leak.png")
         decode_run(options)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"decode.py: {error}")

@@ -158,7 +158,7 @@ def read_clip(source: ClipSource, clip: Clip) -> tuple[np.ndarray, int]:
     if isinstance(source, MovingShapes):
         return source.clip(clip.video)
     path, frames = source.videos[clip.video]
-    video = source._frames(path, clip.start, min(frames, source.needed))
+    video = source.window(path, clip.start, min(frames, source.needed))
     y, x = (min(int(place * (size - wanted + 1)), size - wanted) for place, size, wanted in
             zip((clip.y, clip.x), video.shape[1:3], (source.H, source.W)))
     return video[:, y:y + source.H, x:x + source.W], source.labels[clip.video]

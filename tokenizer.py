@@ -71,10 +71,9 @@ TOKENIZERS = {
     "B-64px": TokenizerConfig(**_64px),
     "L-64px": TokenizerConfig(base_channels=128, **_64px),
     # Ours: the same code at a size that a laptop trains in minutes.
-    "toy": TokenizerConfig(base_channels=16, channel_multipliers=(1, 1, 2),
-                           temporal_downsample=(True, True), num_res_blocks=1,
-                           codebook_size=128, embedding_dim=32, norm_groups=4,
-                           residual_gain=0.0),
+    "toy": TokenizerConfig(base_channels=16, channel_multipliers=(1, 1, 2, 2),
+                           num_res_blocks=1, codebook_size=128, embedding_dim=32,
+                           norm_groups=4, residual_gain=0.0),
 }
 
 

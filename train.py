@@ -198,13 +198,16 @@ def codebook_from_data(model: VideoTokenizer, video: Tensor, seed: int) -> None:
     """Start the codes at latents of real clips: a short run has no time to move them there.
 
     Each is drawn with the squared distance to the nearest one before as its chance (k-means++),
-    so that a wide plain background gets few codes and not most of them.
+    so that a wide plain background gets few codes and not most of them. The latents start at a
+    fifth of their size: else the quickest way to less loss is to make them all alike.
     """
+    model.encoder[-1].weight.mul_(0.2)
     latents = rearrange(model.encoder(video), "b d t h w -> (b t h w) d")
     generator = torch.Generator().manual_seed(seed)
     chance = torch.full((len(latents),), 1e6)             # at first all alike
     for code in model.quantizer.codebook:
-        code.copy_(latents[torch.multinomial(chance, 1, generator=generator)[0]])
+        place = torch.multinomial(chance + 1e-9, 1, generator=generator)[0]   # all taken: any
+        code.copy_(latents[place])
         chance = chance.minimum((latents - code).square().sum(1))
 
 

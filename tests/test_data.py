@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 # The toy
 
 def test_the_plain_rule_reads_every_real_clip_right():
-    video, label, _ = load_batch(MovingShapes("test"), 0, 128, seed=0)
+    video, label, _ = load_batch(MovingShapes("test"), 0, 64, seed=0)
     shape, direction = MovingShapes.recognize(video)
     assert torch.equal(shape, label // 4) and torch.equal(direction, label % 4)
 
@@ -59,11 +59,11 @@ def test_held_out_clips_are_not_among_the_others():
     assert np.array_equal(train.clip(5)[0], again.clip(5)[0])
     clips = {train.clip(i)[0].tobytes() for i in range(len(train))}
     held_out = {test.clip(i)[0].tobytes() for i in range(len(test))}
-    assert len(clips) == 960 and len(held_out) == 192 and not clips & held_out
+    assert len(clips) == 320 and len(held_out) == 64 and not clips & held_out
 
 
 def test_all_sixteen_classes_occur():
-    labels = {MovingShapes().clip(i)[1] for i in range(200)}
+    labels = {MovingShapes().clip(i)[1] for i in range(160)}
     assert labels == set(range(16)) and len(MovingShapes().class_names) == 16
 
 
@@ -214,8 +214,8 @@ def test_a_folder_that_is_missing_or_holds_no_video_is_refused(tmp_path):
 def test_an_epoch_visits_every_clip_once_and_the_next_in_another_order():
     source = MovingShapes("test")
     orders = [[i for step in range(8 * e, 8 * e + 8)
-               for i in load_batch(source, step, 24, seed=1)[2]] for e in range(2)]
-    assert sorted(orders[0]) == sorted(orders[1]) == list(range(192)) and orders[0] != orders[1]
+               for i in load_batch(source, step, 8, seed=1)[2]] for e in range(2)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(64)) and orders[0] != orders[1]
 
 
 def test_two_processes_together_see_what_one_would(folder):

@@ -426,3 +426,24 @@ def test_the_rooms_print_what_they_found(robots):
             (["bair.py", str(robots / "traj_0_to_2.tfrecords")], "3 records")):
         done = subprocess.run([sys.executable, *command], cwd=ROOT, text=True, capture_output=True)
         assert done.returncode == 0 and expected in done.stdout, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------
+# Every layout trains
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["robots", "ucf101", "something"])
+def test_each_layout_trains_twenty_steps_of_both_stages(layout, request, tmp_path):
+    made = request.getfixturevalue(layout)
+    data = [made] if layout == "robots" else [made[0], "--split", {
+        "ucf101": made[1] / "trainlist01.txt", "something": made[1] / "train.json"}[layout]]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "toy", "--data", *map(str, data), "--out",
+         str(tmp_path / "run"), *("--tokenizer-steps 20 --transformer-steps 20 --token-pool 0 "
+                                  "--tokenizer-batch 2 --transformer-batch 2").split()],
+        capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    classes = {"robots": 0, "ucf101": 3, "something": 3}[layout]
+    assert ("CFP" in metrics["tasks"]) == (classes > 0)
+    assert (tmp_path / "run/samples.gif").exists()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from commit import TASKS, mask_ratio, num_masked
-from decode import class_number, commit_decode, generate, guided_logits
+from decode import class_number, commit_decode, draw_leak, generate, guided_logits
 from tokenizer import TOKENIZERS, VideoTokenizer
 from transformer import TRANSFORMERS, MaskedTransformer
 
@@ -131,7 +131,7 @@ def test_guidance_is_one_formula_and_scale_0_is_none(model, inputs):
 @pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
-    config = dataclasses.replace(TRANSFORMERS["toy"], num_layers=1, num_classes=3, num_tokens=256)
+    config = dataclasses.replace(TRANSFORMERS["toy"], num_layers=1, num_classes=3, num_tokens=64)
     return VideoTokenizer(TOKENIZERS["toy"]).eval(), MaskedTransformer(config).eval()
 
 
@@ -141,6 +141,15 @@ def test_every_task_makes_a_video_in_0_to_1(tiny, task, generator):
     video = generate(*tiny, torch.rand(1, 3, 16, 32, 32), task, label, steps=2,
                      generator=generator)
     assert video.shape == (1, 3, 16, 32, 32) and video.min() >= 0 and video.max() <= 1
+
+
+def test_unmasked_tokens_of_a_region_give_the_rest_away_and_commits_do_not(tmp_path, generator):
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer(dataclasses.replace(TOKENIZERS["toy"], residual_gain=1.0))
+    video, other = torch.rand(2, 1, 3, 16, 32, 32, generator=generator)
+    outside, unmasked, committed = draw_leak(tokenizer, video, other, tmp_path / "leak.png")
+    assert 0.5 < outside < 1 and unmasked > 0 and committed == 0
+    assert (tmp_path / "leak.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("task, label, complaint", [
@@ -156,7 +165,7 @@ def test_what_makes_no_sense_is_refused(tiny, task, label, complaint):
 def test_a_video_of_another_size_is_refused(tiny):
     with pytest.raises(ValueError, match="T=15 frames or pixels; this tokenizer needs"):
         generate(*tiny, torch.rand(1, 3, 15, 32, 32), "FP")
-    with pytest.raises(ValueError, match="has 512 tokens; this transformer was trained on 256"):
+    with pytest.raises(ValueError, match="has 128 tokens; this transformer was trained on 64"):
         generate(*tiny, torch.rand(1, 3, 32, 32, 32), "FP")
 
 

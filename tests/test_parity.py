@@ -18,6 +18,7 @@ from official import (arrays_of, below, discriminator_state, load_discriminator,
                       transformer_state, video)
 
 import evaluate
+import resnet
 import train
 from commit import (TASKS, commit_loss, commit_mask, cutoff_score, is_padding, make_condition,
                     mask_ratio, num_masked, token_cross_entropy)
@@ -347,6 +348,17 @@ def test_each_loss_is_the_official_one(golden, deviation):
             / (weights.sum() + 1e-8)}
     errors = {name: abs(value.item() - float(arrays["ce_ls01"])) for name, value in ours.items()}
     deviation(ours[min(errors, key=errors.get)], arrays["ce_ls01"], LOSSES)
+
+
+def test_the_official_perceptual_loss_is_a_resnets(golden, deviation):
+    arrays = golden("losses")
+    real, fake = (rearrange(torch.from_numpy(arrays[f"perc_{name}"]), "b h w c -> b c h w")
+                  for name in ("real", "fake"))
+    logits, last = resnet.resnet(arrays, real)
+    deviation(logits, arrays["perc_logits_real"], 2e-5, "logits")
+    deviation(last.mean((2, 3)), arrays["perc_pool_mean_real"], 2e-5, "last map")
+    for on_logits, name in ((True, "perc_loss_logit"), (False, "perc_loss_pool")):
+        deviation(resnet.perceptual_loss(arrays, real, fake, on_logits), arrays[name], LOSSES)
 
 
 @pytest.mark.parametrize("official, preset, stage", [
