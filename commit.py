@@ -322,14 +322,14 @@ def draw_tasks(video: Tensor, latent_shape: tuple[int, int, int], path: str) -> 
 
 
 def draw_schedules(path: str, num_tokens: int = 1024, steps: int = 12) -> None:
-    """gamma of App. B.3's schedules: the masked tokens after each step of Algorithm 1."""
+    """gamma: the tokens still masked after each step, for App. B.3's three schedules and "log"."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     progress = torch.linspace(0, 1, steps + 1)
     figure, axis = plt.subplots(figsize=(5, 3))
     for schedule in ("exp", "cosine", "uniform", "log"):
-        count = num_masked(mask_ratio(progress.clamp(min=1e-6), schedule, num_tokens), num_tokens)
+        count = num_masked(mask_ratio(progress, schedule, num_tokens), num_tokens)
         axis.plot(range(steps + 1), count, marker="o", markersize=3, label=schedule)
     axis.set(xlabel="step of Algorithm 1", ylabel=f"tokens still masked, of {num_tokens}")
     axis.legend()

@@ -234,15 +234,15 @@ def draw_leak(tokenizer: nn.Module, video: Tensor, other: Tensor, path: str | Pa
     import matplotlib.pyplot as plt
     T, H, W = video.shape[2:]
     t, h, w = tokenizer.latent_shape(T, H, W)
-    at, a, b, c = (t // 2, h // 2, w // 2), T // t, H // h, W // w
+    token, size = (t // 2, h // 2, w // 2), (T // t, H // h, W // w)
     pixels = video.clone().requires_grad_()
-    latent = tokenizer.encoder(pixels)[(0, slice(None), *at)]
+    latent = tokenizer.encoder(pixels)[(0, slice(None), *token)]
     influence = sum(torch.autograd.grad(number, pixels, retain_graph=True)[0].abs().sum((0, 1))
                     for number in latent)                                        # (T, H, W)
-    own = tuple(slice(i * size, (i + 1) * size) for i, size in zip(at, (a, b, c)))
+    own = tuple(slice(i * extent, (i + 1) * extent) for i, extent in zip(token, size))
     outside = 1 - (influence[own].sum() / influence.sum()).item()
 
-    condition, valid = make_condition(video, "OPC")
+    _, valid = make_condition(video, "OPC")
     changed = torch.where(valid, video, other)
     (before, is_pad), (after, _) = (tokenize_condition(tokenizer, v, "OPC")
                                     for v in (video, changed))
@@ -257,9 +257,9 @@ def draw_leak(tokenizer: nn.Module, video: Tensor, other: Tensor, path: str | Pa
         column[0].set_title(f"frame {frame}", fontsize=9)
         for axis in column:
             axis.set(xticks=[], yticks=[])
-            if frame // a == at[0]:
-                axis.add_patch(plt.Rectangle((at[2] * c - 0.5, at[1] * b - 0.5), c, b, fill=False,
-                                             edgecolor="lime", linewidth=2))
+            if frame in range(T)[own[0]]:
+                axis.add_patch(plt.Rectangle((own[2].start - 0.5, own[1].start - 0.5), size[2],
+                                             size[1], fill=False, edgecolor="lime", linewidth=2))
     axes[0, 0].set_ylabel("video")
     axes[1, 0].set_ylabel("seen by one token")
     figure.suptitle(f"{outside:.0%} of what moves this token lies outside of its own pixels "

@@ -110,6 +110,9 @@ def average_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into "finish this step, save, leave"; all processes agree."""
 
+    def __init__(self, device: torch.device):
+        self.device = device                # where the processes exchange their word
+
     def __enter__(self) -> StopSignal:
         self.received = False
         self.before = {number: signal.signal(number, self._note)
@@ -126,9 +129,7 @@ class StopSignal:
     def __bool__(self) -> bool:
         if not dist.is_initialized():
             return self.received
-        anyone = torch.tensor([float(self.received)])
-        if dist.get_backend() == "nccl":
-            anyone = anyone.cuda()
+        anyone = torch.tensor([float(self.received)], device=self.device)
         dist.all_reduce(anyone)
         return bool(anyone.item())
 
@@ -164,7 +165,7 @@ def fit(stage: str, trainee: Trainee, step_function: Callable, batch_of: Callabl
 
     saved = start
     log = Log(run / "log.jsonl", stage, processes.rank)
-    with StopSignal() as stop, Ahead(batch_of) as batches, tqdm(
+    with StopSignal(processes.device) as stop, Ahead(batch_of) as batches, tqdm(
             total=total, initial=start, desc=stage, disable=processes.rank > 0,
             mininterval=1.0) as bar:
         for step in range(start, total):

@@ -12,6 +12,7 @@ Run:    python shapes.py           how often the plain rule is right, clean and 
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class MovingShapes:
     directions = ("right", "left", "down", "up")
     colours = np.array([[0.95, 0.25, 0.20], [0.20, 0.85, 0.30], [0.25, 0.45, 1.00]], np.float32)
     ground, size, cell, speed = 0.1, 16, 8, 2
+    choices = 16, 4, 2, 3                                # classes, lanes, starts, colours
     T, H, W = 16, 32, 32
 
     def __init__(self, split: str = "train"):
@@ -42,7 +44,7 @@ class MovingShapes:
             raise ValueError(f"split is {split!r}; choose 'train' or 'test'")
         self.class_names = [f"{shape} {direction}" for shape in self.shapes
                             for direction in self.directions]
-        shuffled = np.random.default_rng(0).permutation(16 * 4 * 2 * 3)
+        shuffled = np.random.default_rng(0).permutation(math.prod(self.choices))
         self.numbers = shuffled[np.arange(len(shuffled)) % 6 == 0] if split == "test" else (
             shuffled[np.arange(len(shuffled)) % 6 > 0])
 
@@ -52,8 +54,8 @@ class MovingShapes:
     def clip(self, index: int, random: np.random.Generator | None = None
              ) -> tuple[np.ndarray, int]:
         """Clip `index` of the split; `random` changes nothing here."""
-        label, lane, start, colour = (int(i) for i in np.unravel_index(
-            self.numbers[index], (16, 4, 2, 3)))
+        label, lane, start, colour = (int(i) for i in np.unravel_index(self.numbers[index],
+                                                                       self.choices))
         alpha = self.masks()[label // 4][..., None]                          # (size, size, 1)
         picture = np.full((self.H, self.W, 3), self.ground, np.float32)
         picture[:self.size, :self.size] += alpha * (self.colours[colour] - self.ground)

@@ -174,7 +174,7 @@ def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
             network.compile()
     trainee = Trainee(networks, {
         name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate,
-                               betas=(config.tokenizer_beta1, config.tokenizer_beta2))
+                               betas=(config.tokenizer_beta1, config.tokenizer_beta2), fused=True)
         for name in ("model", "discriminator") if name in networks})
     trainee.perceptual = perceptual_loss(config, options, processes)
 
@@ -246,7 +246,8 @@ def train_transformer(config: TrainConfig, options, source: ClipSource, run: Pat
     optimizer = torch.optim.AdamW(
         [dict(params=decayed, weight_decay=config.weight_decay),
          dict(params=free, weight_decay=0.0)],
-        lr=config.transformer_rate, betas=(config.transformer_beta1, config.transformer_beta2))
+        lr=config.transformer_rate, betas=(config.transformer_beta1, config.transformer_beta2),
+        fused=True)
     tasks = [task for task in config.tasks if classes or not TASKS[task].class_conditional]
     if processes.rank == 0 and len(tasks) < len(config.tasks):
         print("no classes in the data: training without CG and CFP", file=sys.stderr)

@@ -8,6 +8,7 @@ scratch, inflated by averages, inflated centrally. The curve is the training PSN
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,25 +31,28 @@ def curve(run: Path) -> tuple[list[int], list[float]]:
     """Steps and PSNR of stage 1, each value the mean of three logged ones."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     lines = [line for line in lines if line["stage"] == "tokenizer"]
-    psnr = [line["psnr"] for line in lines]
+    windows = [lines[max(0, i - 1):i + 2] for i in range(len(lines))]
     return ([line["step"] for line in lines],
-            [sum(psnr[max(0, i - 1):i + 2]) / len(psnr[max(0, i - 1):i + 2])
-             for i in range(len(psnr))])
+            [sum(line["psnr"] for line in window) / len(window) for window in windows])
 
 
 def main() -> None:
-    steps = sys.argv[1] if len(sys.argv) > 1 else "300"
+    length = ["--tokenizer-steps", sys.argv[1] if len(sys.argv) > 1 else "300"]
     figure, axis = plt.subplots(figsize=(5, 3))
     with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image"
+        train(image, "--stage", "image", *length)
         for mode in ("scratch", "average", "central"):
             run = Path(folder) / mode
-            if mode != "scratch":
-                train(run, "--stage", "image", "--tokenizer-steps", steps)
-            train(run, "--stage", "tokenizer", "--tokenizer-steps", steps,
-                  *(["--inflate", mode] if mode != "scratch" else []))
-            axis.plot(*curve(run), label=mode)
-            shown = {step: round(psnr, 1) for step, psnr in zip(*curve(run)) if step % 50 == 0}
-            print(f"{mode:8} PSNR at step {shown}", flush=True)
+            if mode == "scratch":
+                train(run, "--stage", "tokenizer", *length)
+            else:
+                shutil.copytree(image, run)
+                train(run, "--stage", "tokenizer", *length, "--inflate", mode)
+            steps, psnr = curve(run)
+            axis.plot(steps, psnr, label=mode)
+            print(f"{mode:8} PSNR at step", *(f"{step}: {value:.1f}" for step, value in
+                                              zip(steps, psnr) if step % 50 == 0), flush=True)
     axis.set(xlabel="step of the 3D-VQ", ylabel="PSNR [dB], training clips")
     axis.legend()
     figure.tight_layout()
