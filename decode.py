@@ -179,7 +179,8 @@ def draw_samples(tokenizer: nn.Module, model: nn.Module, video: Tensor, label: i
 
 
 def draw_steps(tokenizer: nn.Module, model: nn.Module, video: Tensor, task: str,
-               label: Tensor | None, path: str | Path, *, steps: int = 12, seed: int = 0) -> None:
+               label: Tensor | None, path: str | Path, *, steps: int = 12, seed: int = 0,
+               **decoding) -> None:
     """Fig. 3: the input tokens and the output video after each step, COMMIT above MaskGIT.
 
     Above, decoding starts from the condition's tokens (green); below, from [MASK] alone
@@ -194,20 +195,20 @@ def draw_steps(tokenizer: nn.Module, model: nn.Module, video: Tensor, task: str,
     colours = torch.tensor([[0.2, 0.7, 0.3], [0.0, 0.0, 0.0], [0.35, 0.6, 0.95]])
     shown = sorted({round(i * (steps - 1) / 5) for i in range(6)})
     figure, axes = plt.subplots(4, len(shown), figsize=(2 * len(shown), 8.6))
-    starts = {f"COMMIT, {task}": (task_index(task), is_pad, label),
-              "MaskGIT: all [MASK]": (task_index("CG"), torch.ones_like(is_pad), label)}
-    for row, (title, (index, padding, classes)) in enumerate(starts.items()):
-        prefix = (torch.tensor([index]),
-                  torch.tensor([model.no_class]) if classes is None else classes)
-        generator = torch.Generator().manual_seed(seed)
-        known = torch.zeros(1, condition_tokens.shape[1], dtype=torch.bool)
-        states = commit_decode(model, *prefix, condition_tokens, padding, steps=steps,
-                               generator=generator)
+    label = torch.full_like(condition_tokens[:, 0], model.no_class) if label is None else label
+    starts = {f"COMMIT, {task}": (task, is_pad),
+              "MaskGIT: all [MASK]": ("CG", torch.ones_like(is_pad))}
+    for row, (title, (prompt, padding)) in enumerate(starts.items()):
+        generator = torch.Generator(video.device).manual_seed(seed)
+        known = torch.zeros_like(condition_tokens, dtype=torch.bool)
+        states = commit_decode(model, torch.full_like(label, task_index(prompt)), label,
+                               condition_tokens, padding, steps=steps, generator=generator,
+                               **decoding)
         for state in states:
             if state.step in shown:
                 column = shown.index(state.step)
-                kinds = torch.where(known, 2, padding.long())[0].view(shape)[middle]
-                output = tokenizer.decode(state.tokens.view(1, *shape))[0].clamp(0, 1)
+                kinds = torch.where(known, 2, padding.long())[0].view(shape)[middle].cpu()
+                output = tokenizer.decode(state.tokens.view(1, *shape))[0].clamp(0, 1).cpu()
                 axes[2 * row, column].imshow(colours[kinds], interpolation="nearest")
                 axes[2 * row, column].set_title(f"t = {state.step}", fontsize=10)
                 axes[2 * row + 1, column].imshow(rearrange(output[:, frame], "c h w -> h w c"))
@@ -359,7 +360,8 @@ def decode_run(options: argparse.Namespace) -> None:
     video = video.to(device)
     if options.fig3:
         labels = None if label is None else torch.tensor([label], device=device)
-        draw_steps(tokenizer, model, video, tasks[0], labels, options.out, seed=options.seed)
+        draw_steps(tokenizer, model, video, tasks[0], labels, options.out, seed=options.seed,
+                   **decoding)
     else:
         draw_samples(tokenizer, model, video, label, options.out, tasks,
                      frames=options.frames or train["condition_frames"], samples=options.samples,

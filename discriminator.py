@@ -7,15 +7,17 @@ Shapes  video (B, 3, T, H, W) -> logits (B,): how real the clip looks (2D: (B, T
         At 128 px: 16x128x128 -> 8x64x64 -> 4x32x32 -> 2x16x16 -> 1x8x8 -> 1x4x4 -> a number.
 
 Read    DiscriminatorConfig, DiscriminatorBlock, Discriminator3d, Discriminator2d; then the
-        statements about logits: generator_loss, discriminator_loss, r1_penalty, LeCam.
+        statements about logits: generator_loss, discriminator_loss, r1_penalty, LeCam; then
+        gradient_norms, who learns from what.
 
 Not here: who is updated with what, and the weights of the terms (train.py, tokenizer_step).
 
-Run:    python discriminator.py     shapes, parameter counts, where each loss's gradient goes
+Run:    python discriminator.py     parameter counts; draws where each loss's gradient goes
 """
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -172,6 +174,59 @@ class LeCam(nn.Module):
         self.average_fake.lerp_(fake_mean, 1 - self.decay)
 
 
+# ---------------------------------------------------------------------------------------------
+# Who learns from what, as a picture
+
+PARTS = ("encoder", "codebook", "decoder", "discriminator")
+
+
+def gradient_norms(tokenizer: nn.Module, discriminator: nn.Module, video: Tensor
+                   ) -> dict[str, list[float]]:
+    """How far each loss of stage 1 reaches: the norm of its gradient in each of PARTS; 0: none.
+
+    video (B, 3, T, H, W) in [0, 1]. Losses as in train.tokenizer_step, before it cuts any.
+    """
+    output, real = tokenizer(video), video.clone().requires_grad_()
+    fake_logits, real_logits = discriminator(output.reconstruction), discriminator(real)
+    losses = {"reconstruction": F.mse_loss(output.reconstruction, video),
+              "codebook": output.codebook_loss, "commitment": output.commitment_loss,
+              "entropy": output.entropy_loss, "generator": generator_loss(fake_logits),
+              "discriminator": discriminator_loss(real_logits, fake_logits),
+              "R1": r1_penalty(real_logits, real),
+              "LeCam": LeCam()(real_logits.mean(), fake_logits.mean())}
+    parts = (tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder, discriminator)
+    return {name: [nn.utils.get_total_norm([
+        gradient for gradient in torch.autograd.grad(
+            loss, list(part.parameters()), retain_graph=True, allow_unused=True)
+        if gradient is not None]).item() for part in parts] for name, loss in losses.items()}
+
+
+def draw_gradients(norms: dict[str, list[float]], path: str) -> None:
+    """gradient_norms as a table. Green: followed. Hatched: there, but train.py leaves it out."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    adversary = {"discriminator", "R1", "LeCam"}                   # the losses that D is trained on
+    figure, axis = plt.subplots(figsize=(6, 3.4))
+    for y, (loss, row) in enumerate(norms.items()):
+        for x, (part, norm) in enumerate(zip(PARTS, row)):
+            followed = (loss in adversary) == (part == "discriminator")
+            colour, hatch = ("white", "") if not norm else (
+                ("#7bc67e", "") if followed else ("#e5e5e5", "////"))
+            axis.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=colour, hatch=hatch,
+                                         edgecolor="#a0a0a0"))
+            if norm and followed:
+                axis.text(x + 0.5, y + 0.5, f"{norm:.1e}", ha="center", va="center", fontsize=8)
+    axis.set(xlim=(0, len(PARTS)), ylim=(len(norms), 0))
+    axis.set_xticks([x + 0.5 for x in range(len(PARTS))], PARTS)
+    axis.set_yticks([y + 0.5 for y in range(len(norms))], norms)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
 def main() -> None:
     paper = {"B": "15 M", "L": "61 M"}
     print(f"{'size':8} {'3D':>12} {'2D':>12}   the paper says (3D)")
@@ -181,23 +236,18 @@ def main() -> None:
                       for network in (Discriminator3d, Discriminator2d)]
         print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}   {paper.get(name, '')}")
 
-    print("\nwhere each loss's gradient goes (toy size, noise for clips)")
+    from tokenizer import TOKENIZERS, VideoTokenizer          # for the picture alone
     torch.manual_seed(0)
-    network = Discriminator3d(DISCRIMINATORS["toy"])
-    real, fake = (torch.rand(2, 3, 16, 32, 32, requires_grad=True) for _ in range(2))
-    real_logits, fake_logits = network(real), network(fake)
-    losses = {"generator_loss": generator_loss(fake_logits),
-              "discriminator_loss": discriminator_loss(real_logits, fake_logits),
-              "r1_penalty": r1_penalty(real_logits, real),
-              "LeCam": LeCam()(real_logits.mean(), fake_logits.mean())}
-    print(f"  {'loss':20}{'value':>10}{'fake clip':>12}{'real clip':>12}{'D itself':>12}")
-    for name, loss in losses.items():
-        gradients = torch.autograd.grad(loss, [fake, real, network.conv_in.weight],
-                                        retain_graph=True, allow_unused=True)
-        print(f"  {name:20}{loss.item():10.4f}", *(
-            f"{'-' if gradient is None else f'{gradient.norm():.1e}':>11}"
-            for gradient in gradients))
-    print("  (train.py lets the first reach the tokenizer only, the others D only)")
+    tokenizer = VideoTokenizer(replace(TOKENIZERS["toy"], residual_gain=1.0))
+    video = F.interpolate(torch.rand(2, 3, 4, 4, 4), (16, 32, 32), mode="trilinear")
+    norms = gradient_norms(tokenizer, Discriminator3d(DISCRIMINATORS["toy"]), video)
+    print("\nwhere each loss's gradient goes: its norm there, at the start (toy size)")
+    print(f"  {'':16}", *(f"{name:>14}" for name in PARTS))
+    for name, row in norms.items():
+        print(f"  {name:16}", *(f"{norm:14.1e}" if norm else f"{'-':>14}" for norm in row))
+    path = sys.argv[1] if len(sys.argv) > 1 else "assets/gradients.png"
+    draw_gradients(norms, path)
+    print(f"  (train.py cuts what is hatched in {path})")
 
 
 if __name__ == "__main__":

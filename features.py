@@ -41,8 +41,9 @@ from decode import generate, gumbel_noise
 from metrics import psnr, ssim
 from pretrained import (C3D, I3D, LPIPS, c3d_input, i3d_input, load_c3d, load_i3d, load_lpips,
                         randomize)
+from presets import autocast
 from protocols import PROTOCOLS, Clip, read_clip
-from report import autocast, frames_of
+from report import frames_of
 from shapes import MovingShapes
 
 METRICS = {"fvd": "FVD", "is": "IS", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}

@@ -145,6 +145,17 @@ def _row(table: dict, name: str, what: str):
     return table[name]
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """bfloat16 where matrices and convolutions are; losses, distances and R1 stay float32.
+
+    precision: TrainConfig's; "auto" is bfloat16 on GPUs and on CPUs that have it.
+    """
+    enabled = precision != "float32"
+    if precision == "auto" and device.type == "cpu":
+        enabled = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
 # Sec. 4.1, App. B.2, App. B.3: what differs between data sets. Frames, stride, learning rates and
 # the rest are the same for all.
 _bair = dict(resolution=64, train_videos=43_264)                       # "43K"; official count
@@ -192,7 +203,7 @@ PRESETS = {
         adversarial_weight=0.0, perceptual_weight=0.0, codebook_from_data=True,
         transformer_steps=6000, transformer_batch=16, transformer_rate=2e-3,
         transformer_warmup=50, token_pool=320, start_local=True,
-        save_every=100),
+        decode_steps=16, decode_temperature=1.5, save_every=100),
     **{f"{dataset}-{size}": _paper_preset(dataset, size)
        for dataset in DATASETS for size in "BL"},
     "web-H": _paper_preset("web", "H"),                      # App. A.2: H for web videos only

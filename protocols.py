@@ -30,7 +30,6 @@ from data import ClipSource
 from shapes import MovingShapes
 
 
-
 @dataclass(frozen=True)
 class Protocol:
     """A row of App. B.3. Defaults are what it says of most data sets."""
@@ -85,7 +84,8 @@ PROTOCOLS = {
     "objectron": Protocol("App. B.3, Objectron", "test", 3_600, ("FI",), windows=5, crops=1),
     "web": Protocol("App. B.3, Web videos", "test", 26_000, MT8),
     "toy": Protocol("ours; no benchmark", "test", 2048, tuple(TASKS), windows=1, crops=1,
-                    samples=512, resolution=32, measured_at=32, metrics=("fvd", "psnr", "ssim")),
+                    samples=512, resolution=32, measured_at=32, steps=16, temperature=1.5,
+                    metrics=("fvd", "psnr", "ssim")),
 }
 
 

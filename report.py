@@ -31,23 +31,13 @@ from commit import TASKS, make_condition
 from data import NO_LABEL, ClipSource, load_batch, open_source, write_grid
 from decode import commit_decode, draw_samples, generate
 from metrics import psnr, ssim
+from presets import autocast
 from shapes import MovingShapes
 from transformer import MaskedTransformer
 
 
 def frames_of(video: Tensor) -> Tensor:
     return rearrange(video, "b c t h w -> b t c h w")
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """bfloat16 where matrices and convolutions are; losses, distances and R1 stay float32.
-
-    precision: TrainConfig's; "auto" is bfloat16 on GPUs and on CPUs that have it.
-    """
-    enabled = precision != "float32"
-    if precision == "auto" and device.type == "cpu":
-        enabled = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -40,8 +40,8 @@ from data import ClipSource, load_batch, open_source
 from discriminator import (Discriminator2d, Discriminator3d, LeCam, discriminator_loss,
                            generator_loss, r1_penalty)
 from loop import Processes, TokenizerWatch, Trainee, average_gradients, fit, start_processes
-from presets import PRESETS, TrainConfig, parse, plan
-from report import autocast, report
+from presets import PRESETS, TrainConfig, autocast, parse, plan
+from report import report
 from tokenizer import ImageTokenizer, VideoTokenizer, average_over_processes, inflate
 from transformer import MaskedTransformer, start_local
 
