@@ -108,10 +108,14 @@ class Discriminator3d(nn.Module):
         return self._logits(video)
 
     def _logits(self, video: Tensor) -> Tensor:
-        x = F.leaky_relu(self.conv_in(video.contiguous(memory_format=torch.channels_last_3d)), 0.2)
-        x = F.leaky_relu(self.conv_out(self.blocks(x)), 0.2)
-        x = F.leaky_relu(self.dense(rearrange(x, "b c t h w -> b (t h w c)")), 0.2)
-        return self.logit(x)[:, 0].float()                                              # (B,)
+        video = video.contiguous(memory_format=torch.channels_last_3d)
+        # Not in bfloat16 on CPUs: where two frames are padded, oneDNN's gradient of the kernel
+        # holds whatever was in memory, at times NaN (torch 2.13).
+        with torch.autocast("cpu", enabled=False):
+            x = F.leaky_relu(self.conv_in(video), 0.2)
+            x = F.leaky_relu(self.conv_out(self.blocks(x)), 0.2)
+            x = F.leaky_relu(self.dense(rearrange(x, "b c t h w -> b (t h w c)")), 0.2)
+            return self.logit(x)[:, 0].float()                                          # (B,)
 
 
 class Discriminator2d(Discriminator3d):

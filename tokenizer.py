@@ -47,9 +47,8 @@ class TokenizerConfig:
 
     def __post_init__(self):
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
-            raise ValueError(f"temporal_downsample has {len(self.temporal_downsample)} entries; "
-                             "there is one down-sampler between two stages, so give "
-                             f"{len(self.channel_multipliers) - 1}")
+            raise ValueError(f"temporal_downsample has {len(self.temporal_downsample)} values; give "
+                             f"{len(self.channel_multipliers) - 1}, one between two stages")
         if self.padding not in ("reflect", "zeros"):
             raise ValueError(f"padding is {self.padding!r}; choose 'reflect' or 'zeros'")
 
@@ -71,9 +70,8 @@ TOKENIZERS = {
     "B-64px": TokenizerConfig(**_64px),
     "L-64px": TokenizerConfig(base_channels=128, **_64px),
     # Ours: the same code at a size that a laptop trains in minutes.
-    "toy": TokenizerConfig(base_channels=16, channel_multipliers=(1, 1, 2, 2),
-                           num_res_blocks=1, codebook_size=128, embedding_dim=32,
-                           norm_groups=4, residual_gain=0.0),
+    "toy": TokenizerConfig(base_channels=16, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1,
+                           codebook_size=128, embedding_dim=32, norm_groups=4, residual_gain=0.0),
 }
 
 
@@ -111,8 +109,7 @@ class ResidualBlock(nn.Module):
             NormSwish(channels_out, config), conv(channels_out, channels_out, config, bias=False))
         self.skip = (nn.Identity() if channels_in == channels_out else
                      conv(channels_in, channels_out, config, kernel=(1, 1, 1), bias=False))
-        with torch.no_grad():
-            self.main[-1].weight.mul_(config.residual_gain)
+        self.main[-1].weight.data.mul_(config.residual_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x) + self.main(x)
@@ -324,7 +321,11 @@ class VideoTokenizer(nn.Module):
 
     def _run(self, network: Layers, x: Tensor) -> Tensor:
         # channels_last_3d: 3x3x3 convolutions at few channels run more than twice as fast.
-        return network(x.contiguous(memory_format=torch.channels_last_3d))
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        if self.config.padding == "reflect":
+            return network(x)
+        with torch.autocast("cpu", enabled=False):       # a fault of oneDNN: discriminator.py
+            return network(x)
 
 
 class ImageTokenizer(VideoTokenizer):
