@@ -47,8 +47,8 @@ class TokenizerConfig:
 
     def __post_init__(self):
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
-            raise ValueError(f"temporal_downsample has {len(self.temporal_downsample)} values; give "
-                             f"{len(self.channel_multipliers) - 1}, one between two stages")
+            raise ValueError(f"temporal_downsample has {len(self.temporal_downsample)} entries; "
+                             f"give {len(self.channel_multipliers) - 1}, one between two stages")
         if self.padding not in ("reflect", "zeros"):
             raise ValueError(f"padding is {self.padding!r}; choose 'reflect' or 'zeros'")
 
