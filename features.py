@@ -38,6 +38,7 @@ from tqdm import tqdm
 from commit import TASKS, task_index
 from data import NO_LABEL, VIDEO_SUFFIXES, ClipSource, open_source, read_video, to_float
 from decode import generate, gumbel_noise
+from loop import join_processes
 from metrics import psnr, ssim
 from pretrained import (C3D, I3D, LPIPS, c3d_input, i3d_input, load_c3d, load_i3d, load_lpips,
                         randomize)
@@ -68,7 +69,7 @@ def start_place() -> Place:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if world > 1:            # they meet only to wait for the slowest, which may take a day
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        join_processes("gloo", timeout=timedelta(days=7))
     return Place(rank, world, device)
 
 

@@ -77,8 +77,20 @@ def start_processes() -> Processes:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if "WORLD_SIZE" not in os.environ:
         return Processes(0, 1, device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    join_processes("nccl" if device.type == "cuda" else "gloo")
     return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+
+def join_processes(backend: str, **options) -> None:
+    """dist.init_process_group among the processes that torchrun started; options are its own.
+
+    On one node torchrun keeps its store when it restarts killed workers (--max-restarts). Each
+    attempt gets a name in it, or the new ones would find the addresses of the dead and wait.
+    """
+    store, rank, world = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, **options)
 
 
 def average_gradients(network: nn.Module) -> None:
