@@ -38,7 +38,7 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     """
     path = Path(path)
     state = dict(format=FORMAT, versions=dict(torch=str(torch.__version__),
-                                              python=platform.python_version()), **state)
+                                              python=platform.python_version())) | state
     temporary = path.with_name(path.name + ".writing")
     with open(temporary, "wb") as file:
         torch.save(state, file)

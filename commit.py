@@ -186,7 +186,10 @@ def zero_padding(video: Tensor, valid: Tensor) -> Tensor:
 
 
 def edge_padding(video: Tensor, valid: Tensor) -> Tensor:
-    """The nearest given pixel along each axis: the last given frame, or the box's border."""
+    """The nearest given pixel along each axis: the last given frame, or the box's border.
+
+    For boxes only: inside the bounding box of `valid` the video is kept.
+    """
     for axis in range(3):
         given = valid.any(dim=tuple({0, 1, 2} - {axis})).nonzero()
         nearest = torch.arange(valid.shape[axis], device=video.device).clamp(

@@ -30,7 +30,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from datasets import (NO_LABEL, VIDEO_SUFFIXES, Layout, find_layout, holds_pictures,
-                      inspect_pictures, read_pictures)
+                      inspect_pictures, read_pictures, with_classes)
 from shapes import MovingShapes
 
 
@@ -276,8 +276,8 @@ def open_source(config: dict, data: dict, index: str | Path | None = None,
     """The data set of a run. config, data: what a checkpoint holds as config["train"], ["data"].
 
     split "test": the toy's held-out clips, or data["test_root"] and data["test_split"], one of
-    which may be missing; without both the training data stands for itself. data["layout"]
-    "images": clips of one frame, whatever config says.
+    which may be missing; without both the training data stands for itself. Its labels are those
+    of the run, data["class_names"]. data["layout"] "images": clips of one frame in any case.
     """
     if config["dataset"] == "shapes":
         return MovingShapes(split)
@@ -287,6 +287,8 @@ def open_source(config: dict, data: dict, index: str | Path | None = None,
     if split == "test" and (data.get("test_root") or data.get("test_split")):
         root, chosen = data.get("test_root") or root, data.get("test_split")
     layout = find_layout(root, data.get("layout") or "auto", chosen)
+    if split == "test" and data.get("class_names"):
+        layout = with_classes(layout, data["class_names"])
     frames = 1 if layout.name == "images" else config["frames"]
     return VideoFolder(root, (frames, config["resolution"], config["resolution"]),
                        stride=config["stride"], flip=config["flip"], pad_short=data["pad_short"],

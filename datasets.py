@@ -130,6 +130,17 @@ def select(whole: Layout, root: Path, split: Path) -> Layout:
     return Layout(whole.name, *map(list, zip(*chosen)), class_names)
 
 
+def with_classes(layout: Layout, class_names: list[str]) -> Layout:
+    """The same clips with the numbers that a run's class_names give their classes.
+
+    A class that is not among them is NO_LABEL.
+    """
+    number = {name: label for label, name in enumerate(class_names)}
+    labels = [number.get(layout.class_names[label], NO_LABEL) if label != NO_LABEL else NO_LABEL
+              for label in layout.labels]
+    return layout._replace(labels=labels, class_names=class_names)
+
+
 def ucf101_list(split: Path, folders: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
     """(file, class) of each line "Class/video.avi" or "Class/video.avi 1", and the class names.
 

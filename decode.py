@@ -3,7 +3,7 @@
 Paper   Sec. 3.2 (Algorithm 1, Inference, Fig. 3), App. B.3 (steps, schedule, temperature)
 
 Shapes  task (B,), label (B,), condition tokens (B, N), is_pad (N,) or (B, N)
-          -> commit_decode: K times [Eq. (2) -> transformer -> sample -> keep the surest]
+          -> commit_decode: `steps` times [Eq. (2) -> transformer -> sample -> keep the surest]
           -> tokens (B, N) -> tokenizer.decode -> video (B, 3, T, H, W)
 
 Read    commit_decode beside Algorithm 1; then guided_logits, generate, draw_samples.
@@ -59,9 +59,9 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
     Gumbel noise times temperature, fading to none at the last step, is added to the scores:
     which tokens stay is left to chance at first. Temperature 0 is the printed algorithm.
 
-    All noise is Gumbel from `generator`, two draws a step: (B, N, K) samples the tokens, then
-    (B, N) ranks them. To replay a recording, `noise(shape)` may return it instead, and
-    masked_counts (steps, B) replaces ceil(gamma((t+1)/K) N) in line 6.
+    All noise is Gumbel from `generator`, two draws a step: of the logits' shape to sample the
+    tokens, then (B, N) to rank them. To replay a recording, `noise(shape)` may return it instead,
+    and masked_counts (steps, B) replaces ceil(gamma((t+1)/steps) N) in line 6.
     """
     if steps < 1:
         raise ValueError(f"{steps} decoding steps; give at least 1")
@@ -179,31 +179,33 @@ def draw_samples(tokenizer: nn.Module, model: nn.Module, video: Tensor, label: i
 
 
 def draw_steps(tokenizer: nn.Module, model: nn.Module, video: Tensor, task: str,
-               label: Tensor | None, path: str | Path, *, steps: int = 12, seed: int = 0,
-               **decoding) -> None:
-    """Fig. 3: the input tokens and the output video after each step, COMMIT above MaskGIT.
+               label: Tensor | None, path: str | Path, *, frames: int = 1, steps: int = 12,
+               seed: int = 0, **decoding) -> None:
+    """Fig. 3: input tokens and output video of some steps, in mid-clip; COMMIT above MaskGIT.
 
     Above, decoding starts from the condition's tokens (green); below, from [MASK] alone
-    (black), as for images. Blue tokens are generated and decided.
+    (black), as for images. Blue tokens are generated and decided. video (1, 3, T, H, W); label
+    (1,) or None, used where the task has classes (CG stands for MaskGIT).
     """
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     shape = tokenizer.latent_shape(*video.shape[2:])
     middle, frame = shape[0] // 2, video.shape[2] // 2
-    condition_tokens, is_pad = tokenize_condition(tokenizer, video, task)
+    condition_tokens, is_pad = tokenize_condition(tokenizer, video, task, frames)
     colours = torch.tensor([[0.2, 0.7, 0.3], [0.0, 0.0, 0.0], [0.35, 0.6, 0.95]])
     shown = sorted({round(i * (steps - 1) / 5) for i in range(6)})
     figure, axes = plt.subplots(4, len(shown), figsize=(2 * len(shown), 8.6))
-    label = torch.full_like(condition_tokens[:, 0], model.no_class) if label is None else label
+    no_class = torch.full_like(condition_tokens[:, 0], model.no_class)
     starts = {f"COMMIT, {task}": (task, is_pad),
               "MaskGIT: all [MASK]": ("CG", torch.ones_like(is_pad))}
     for row, (title, (prompt, padding)) in enumerate(starts.items()):
         generator = torch.Generator(video.device).manual_seed(seed)
         known = torch.zeros_like(condition_tokens, dtype=torch.bool)
-        states = commit_decode(model, torch.full_like(label, task_index(prompt)), label,
-                               condition_tokens, padding, steps=steps, generator=generator,
-                               **decoding)
+        known_class = TASKS[prompt].class_conditional and label is not None
+        states = commit_decode(model, torch.full_like(no_class, task_index(prompt)),
+                               label if known_class else no_class, condition_tokens, padding,
+                               steps=steps, generator=generator, **decoding)
         for state in states:
             if state.step in shown:
                 column = shown.index(state.step)
@@ -356,16 +358,16 @@ def decode_run(options: argparse.Namespace) -> None:
     decoding = dict(steps=options.steps or train["decode_steps"],
                     schedule=options.schedule or train["decode_schedule"],
                     temperature=(train["decode_temperature"] if options.temperature is None
-                                 else options.temperature))
+                                 else options.temperature),
+                    guidance_scale=options.guidance_scale, seed=options.seed,
+                    frames=options.frames or train["condition_frames"])
     video = video.to(device)
     if options.fig3:
         labels = None if label is None else torch.tensor([label], device=device)
-        draw_steps(tokenizer, model, video, tasks[0], labels, options.out, seed=options.seed,
-                   **decoding)
+        draw_steps(tokenizer, model, video, tasks[0], labels, options.out, **decoding)
     else:
-        draw_samples(tokenizer, model, video, label, options.out, tasks,
-                     frames=options.frames or train["condition_frames"], samples=options.samples,
-                     seed=options.seed, guidance_scale=options.guidance_scale, **decoding)
+        draw_samples(tokenizer, model, video, label, options.out, tasks, samples=options.samples,
+                     **decoding)
     print(f"wrote {options.out}")
 
 

@@ -42,7 +42,7 @@ DISCRIMINATORS = {
     "L": DiscriminatorConfig(base_channels=128),
     "B-64px": DiscriminatorConfig(**_64px),
     "L-64px": DiscriminatorConfig(base_channels=128, **_64px),
-    "toy": DiscriminatorConfig(base_channels=16, channel_multipliers=(2, 2, 2),     # ours
+    "toy": DiscriminatorConfig(base_channels=16, channel_multipliers=(1, 2, 2, 2),     # ours
                                resolution=(16, 32, 32)),
 }
 
@@ -159,7 +159,7 @@ class LeCam(nn.Module):
 
     The averages decay by 0.999 a step from 0, without bias correction, and carry no gradient.
     `forward` reads them; `update` moves them, after the loss was taken (official). Arguments
-    are means over the whole batch, of all processes.
+    are means of logits: over all processes, so that one process computes the same (ours).
     """
 
     def __init__(self, decay: float = 0.999):

@@ -1,6 +1,6 @@
 """From sample numbers to rows of features on disk: resumable, and shared out to processes.
 
-Paper   App. B.3 ("a single data loader"; conditions come from the real clips)
+Paper   App. B.3 ("a single data loader", and conditions come from the real clips)
 
 Shapes  sample i -> its real clip -> generate -> video (B, 3, T, H, W) in [0, 1]
           -> look -> a row per video: 400 logits for FVD, 101 for IS, one PSNR, ...

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, previous, save_checkpoint
-from presets import TrainConfig
+from presets import STAGE_2, TrainConfig
 
 
 @dataclass
@@ -168,6 +168,8 @@ def fit(stage: str, trainee: Trainee, step_function: Callable, batch_of: Callabl
         trainee.load(state)
         start = state["step"]
         if state["finished"]:
+            if processes.rank == 0 and state["config"] != plain:     # what may change: take it over
+                save_checkpoint(path, state | dict(config=plain))
             return True
 
     def save(step: int) -> None:
@@ -254,13 +256,19 @@ def refuse_nonfinite(stage: str, step: int, terms: dict, saved: int, path: Path)
     if bad:
         raise FloatingPointError(
             f"step {step} of the {stage}: {', '.join(bad)} not finite. The last good checkpoint is "
-            f"{path} of step {saved}; go on from it with a lower rate or --precision float32")
+            f"{path} of step {saved}; go on from it with --precision float32, or start anew with a "
+            "lower rate (and another --out)")
 
 
 def refuse_other_configuration(path: Path, old: dict, new: dict) -> None:
-    """ValueError naming the settings in which a checkpoint differs from the run to be resumed."""
-    free = {"compile", "checkpointing", "save_every", "decode_steps", "decode_schedule",
-            "decode_temperature"}
+    """ValueError naming the settings in which a checkpoint differs from the run to be resumed.
+
+    Not compared: what changes no weights, and stage 2's settings where stage 1 is resumed.
+    """
+    free = {"compile", "checkpointing", "save_every", "precision", "decode_steps",
+            "decode_schedule", "decode_temperature", "test_root", "test_split"}
+    if "transformer" not in new:
+        free |= STAGE_2
     different = [f"{part}.{name} {old.get(part, {}).get(name)!r} there, {value!r} here"
                  for part in new for name, value in new[part].items()
                  if name not in free and old.get(part, {}).get(name) != value]

@@ -92,7 +92,8 @@ class TrainConfig:
     # Machine
     seed: int = 0
     precision: str = "auto"              # bf16 where it is fast, else float32
-    accumulate: int = 1                  # split each batch into so many passes
+    accumulate: int = 1                  # split each batch into so many passes; the entropy and
+                                         # LeCam terms then take their means over a part
     checkpointing: bool = False          # recompute activations instead of keeping them
     compile: bool = False                # torch.compile
     save_every: int = 500                # steps between checkpoints
@@ -137,6 +138,11 @@ class TrainConfig:
                 raise ValueError(f"{field} is {getattr(self, field)}; wanted at least 1")
         for task in self.tasks:
             make_condition(torch.zeros(1, 3, self.frames, 8, 8), task, self.condition_frames)
+
+
+# Stage 2's fields, by their place in the class: they may change while stage 1 goes on.
+_fields = [field.name for field in dataclasses.fields(TrainConfig)]
+STAGE_2 = frozenset(_fields[_fields.index("tasks"):_fields.index("decode_steps")])
 
 
 def _row(table: dict, name: str, what: str):

@@ -20,13 +20,12 @@ Run:    python pretrained.py [DIR]        which files are there, and the sizes o
 """
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
+import sys
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -112,12 +111,14 @@ class Unit3d(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1):
         super().__init__()
-        self.conv3d = nn.Conv3d(channels_in, channels_out, kernel, stride, bias=False)
+        same = kernel // 2 if stride == 1 else 0           # else the size decides, see same_pad
+        self.conv3d = nn.Conv3d(channels_in, channels_out, kernel, stride, same, bias=False)
         self.bn = nn.BatchNorm3d(channels_out, eps=1e-3)        # not PyTorch's 1e-5
 
     def forward(self, x: Tensor) -> Tensor:
-        x = same_pad(x, self.conv3d.kernel_size, self.conv3d.stride)
-        return F.relu(self.bn(self.conv3d(x)))
+        if self.conv3d.stride != (1, 1, 1):
+            x = same_pad(x, self.conv3d.kernel_size, self.conv3d.stride)
+        return F.relu(self.bn(self.conv3d(x)), inplace=True)
 
 
 class MaxPoolSame(nn.MaxPool3d):
@@ -135,7 +136,7 @@ class Mixed(nn.Module):
         self.b0 = Unit3d(channels_in, b0)
         self.b1a, self.b1b = Unit3d(channels_in, b1[0]), Unit3d(*b1, kernel=3)
         self.b2a, self.b2b = Unit3d(channels_in, b2[0]), Unit3d(*b2, kernel=3)
-        self.b3a, self.b3b = MaxPoolSame((3, 3, 3), stride=(1, 1, 1)), Unit3d(channels_in, b3)
+        self.b3a, self.b3b = nn.MaxPool3d(3, stride=1, padding=1), Unit3d(channels_in, b3)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)),
@@ -177,6 +178,8 @@ class I3D(Frozen, nn.Sequential):
         if video.shape[1:2] + video.shape[3:] != (3, 224, 224) or video.shape[2] < 9:
             raise ValueError(f"I3D got {tuple(video.shape)}; wanted (B, 3, T, 224, 224), see "
                              "i3d_input, with T >= 9: its last pool spans two time steps")
+        if video.device.type == "cpu":                                       # 1.5 times as fast
+            video = video.contiguous(memory_format=torch.channels_last_3d)
         return reduce(super().forward(video), "b k t 1 1 -> b k", "mean")
 
 
@@ -205,8 +208,7 @@ class C3D(Frozen, nn.Sequential):
     def forward(self, video: Tensor) -> Tensor:
         """video from c3d_input, BGR (B, 3, 16, 112, 112) in [0, 255] -> logits (B, num_classes)."""
         if video.shape[1:] != self.mean.shape:
-            raise ValueError(f"C3D got {tuple(video.shape)}; wanted (B, 3, 16, 112, 112): cut "
-                             "16 frames and use c3d_input")
+            raise ValueError(f"C3D got {[*video.shape]}; wanted (B, 3, 16, 112, 112): see c3d_input")
         return super().forward(video - self.mean)
 
 
@@ -334,7 +336,7 @@ def _filled(network: Frozen, state: dict[str, Tensor], label: str) -> Frozen:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{label}: {shorten(str(error), 200)}") from error
+        raise ValueError(f"{label}: {' '.join(str(error).split())[:200]}") from error
     network.weights = label
     return network
 
@@ -376,9 +378,7 @@ def randomize(network: Frozen, seed: int) -> Frozen:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Which weight files are there and right?")
-    parser.add_argument("directory", nargs="?", default="weights", type=Path)
-    directory = parser.parse_args().directory
+    directory = Path(sys.argv[1] if len(sys.argv) > 1 else "weights")
     for name, file in WEIGHTS.items():
         try:
             found = load_weights(directory / name)[1]

@@ -67,7 +67,7 @@ def evaluate_tasks(tokenizer: nn.Module, model: nn.Module, source: ClipSource, t
     """Per task: PSNR against the real clip inside the given region, outside it, and over all.
 
     Inside says how well the condition is kept; outside need not be high, since many videos fit
-    a condition.
+    a condition. Tasks that need a class are left out where a clip has none.
     """
     table = {}
     device = next(model.parameters()).device
@@ -76,6 +76,8 @@ def evaluate_tasks(tokenizer: nn.Module, model: nn.Module, source: ClipSource, t
     generator = torch.Generator(device).manual_seed(seed)
     for task in tqdm(tasks, desc="tasks", mininterval=1.0):
         conditional = TASKS[task].class_conditional
+        if conditional and (label == NO_LABEL).any():
+            continue
         generated = generate(tokenizer, model, video, task, label if conditional else None,
                              frames=frames, generator=generator, **decoding)
         error = (generated - video).square()
@@ -89,7 +91,7 @@ def evaluate_tasks(tokenizer: nn.Module, model: nn.Module, source: ClipSource, t
 
 
 def measure_classes(tokenizer: nn.Module, model: nn.Module, samples: int, decoding: dict,
-                    seed: int = 0, batch: int = 64, train: dict | None = None) -> dict:
+                    seed: int = 0, batch: int = 64) -> dict:
     """Class-conditional generation on the toy, read back from the pixels by the plain rule."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -97,9 +99,8 @@ def measure_classes(tokenizer: nn.Module, model: nn.Module, samples: int, decodi
     blank = torch.zeros(1, 3, MovingShapes.T, MovingShapes.H, MovingShapes.W, device=device)
     right = torch.zeros(2)
     for part in tqdm(labels.split(batch), desc="classes", mininterval=1.0):
-        with autocast(train["precision"] if train else "float32", device):
-            video = generate(tokenizer, model, blank.expand(len(part), -1, -1, -1, -1), "CG", part,
-                             generator=generator, **decoding).float()
+        video = generate(tokenizer, model, blank.expand(len(part), -1, -1, -1, -1), "CG", part,
+                         generator=generator, **decoding)
         shape, direction = MovingShapes.recognize(video)
         right += torch.stack([(shape == part // 4).sum(), (direction == part % 4).sum()]).cpu()
     shape, direction = (right / samples).tolist()
@@ -124,25 +125,26 @@ def report(run: str | Path, clips: int = 64, samples: int = 256) -> dict:
     classes = model.no_class > 0
     tasks = [task for task in dict.fromkeys(train["tasks"])
              if classes or not TASKS[task].class_conditional]
-    metrics = dict(
-        data="held-out clips" if held_out else "centre clips of the training videos: not held out",
-        reconstruction=evaluate_reconstruction(tokenizer, source, min(clips, len(source))),
-        tasks=evaluate_tasks(tokenizer, model, source, tasks, min(16, len(source)),
-                             train["condition_frames"], decoding),
-        decoding=decoding)
-    if train["dataset"] == "shapes" and "CG" in tasks:
-        metrics["class_conditional_generation"] = measure_classes(tokenizer, model, samples,
-                                                                  decoding, train=train)
-    draw_run(run, tokenizer, model, source, tasks, train, decoding)
+    metrics: dict = dict(data="held-out clips" if held_out else
+                         "centre clips of the training videos: not held out", decoding=decoding)
+    with autocast(train["precision"], torch.device(device)):         # as the tokens were learned
+        metrics |= dict(
+            reconstruction=evaluate_reconstruction(tokenizer, source, min(clips, len(source))),
+            tasks=evaluate_tasks(tokenizer, model, source, tasks, min(16, len(source)),
+                                 train["condition_frames"], decoding))
+        if train["dataset"] == "shapes" and "CG" in tasks:
+            metrics["class_conditional_generation"] = measure_classes(tokenizer, model, samples,
+                                                                      decoding)
+        pictures = draw_run(run, tokenizer, model, source, tasks, train, decoding)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print_report(metrics)
-    print(f"wrote {run}/metrics.json, samples.gif, reconstruction.gif, loss.png")
+    print(f"wrote {run}/metrics.json, {', '.join(pictures)}")
     return metrics
 
 
 def draw_run(run: Path, tokenizer: nn.Module, model: nn.Module, source: ClipSource,
-             tasks: list[str], train: dict, decoding: dict) -> None:
-    """reconstruction.gif, samples.gif and loss.png."""
+             tasks: list[str], train: dict, decoding: dict) -> list[str]:
+    """reconstruction.gif, samples.gif and, if there is a log, loss.png; returns what it drew."""
     device = next(model.parameters()).device
     video, label, _ = load_batch(source, 0, min(4, len(source)), seed=1, augment=False)
     decoded = tokenizer.decode(tokenizer.encode(video.to(device))).clamp(0, 1)
@@ -153,13 +155,14 @@ def draw_run(run: Path, tokenizer: nn.Module, model: nn.Module, source: ClipSour
     first = None if label[0] == NO_LABEL else int(label[0])
     draw_samples(tokenizer, model, video[:1].to(device), first, run / "samples.gif", tasks,
                  frames=train["condition_frames"], **decoding)
+    if not (run / "log.jsonl").exists():
+        return ["reconstruction.gif", "samples.gif"]
     draw_losses(run / "log.jsonl", run / "loss.png")
+    return ["reconstruction.gif", "samples.gif", "loss.png"]
 
 
 def draw_losses(log: Path, path: Path) -> None:
     """The curves of log.jsonl, a panel per stage."""
-    if not log.exists():
-        return
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

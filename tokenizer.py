@@ -8,8 +8,7 @@ Shapes  video (B, 3, T, H, W) in [0, 1]
           -> Decoder           -> reconstruction (B, 3, T, H, W), linear: clip it to look at it
         At 128 px: 16x128x128 pixels <-> 4x16x16 tokens, one token per 4x8x8 supervoxel.
 
-Read    TokenizerConfig, conv, ResidualBlock, Downsample, Upsample, Encoder, Decoder,
-        VectorQuantizer, VideoTokenizer, ImageTokenizer, inflate.
+Read    TokenizerConfig, the blocks, Encoder, Decoder, VectorQuantizer, VideoTokenizer, inflate.
 
 Not here: the adversary (discriminator.py); the sum of the losses (train.py, tokenizer_step).
 
@@ -189,10 +188,13 @@ class Decoder(Layers):
 # Quantization
 
 def average_over_processes(x: Tensor) -> Tensor:
-    """Mean of x over all training processes, differentiable; x itself when there is only one."""
+    """Mean of x over all training processes, with gradient; x itself when there is only one."""
     if not (dist.is_available() and dist.is_initialized()):
         return x
-    return dist.nn.functional.all_reduce(x) / dist.get_world_size()
+    mean = x.detach().clone()
+    dist.all_reduce(mean)
+    # A gradient of 1, not 1 / processes: all take the same loss of it, and then share gradients.
+    return mean / dist.get_world_size() + (x - x.detach())
 
 
 def entropy_loss(distances: Tensor, temperature: float) -> Tensor:
@@ -378,7 +380,6 @@ def inflate(image_state: dict[str, Tensor], video_network: nn.Module,
 
 
 def main() -> None:
-    """Print the layer table of App. A.1 and the parameter counts beside the paper's."""
     paper = {"B": "41 M (3D)", "L": "158 M (3D), 53 M (2D)"}
     with torch.device("meta"):
         tokenizer, x = VideoTokenizer(TOKENIZERS["B"]), torch.empty(1, 3, 16, 128, 128)
@@ -386,9 +387,8 @@ def main() -> None:
             print(f"3D-VQ-B {part}: input {'x'.join(map(str, x.shape[1:]))} (channels x T x H x W)")
             for layer in getattr(tokenizer, part):
                 x = layer(x)
-                numbers = sum(p.numel() for p in layer.parameters())
                 print(f"  {type(layer).__name__:14} -> {'x'.join(map(str, x.shape[1:])):16}"
-                      f" {numbers:>10,} parameters")
+                      f" {sum(p.numel() for p in layer.parameters()):>10,} parameters")
         print(f"\n{'size':8} {'3D-VQ':>12} {'2D-VQ':>12}   the paper says")
         for name, config in TOKENIZERS.items():
             counts = [sum(p.numel() for p in network(config).parameters())

@@ -62,10 +62,12 @@ def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict
     model, ema = trainee.networks["model"], trainee.networks["ema"]
     discriminator, lecam = (trainee.networks.get(name) for name in ("discriminator", "lecam"))
     terms: dict[str, Tensor] = {}
+    tokens, verdicts = [], []
     for part in video.chunk(config.accumulate):
         share = len(part) / len(video)
         with autocast(config.precision, part.device):
             output = model(part)
+        tokens.append(output.tokens)
         losses = dict(reconstruction=F.mse_loss(output.reconstruction, part),
                       codebook=output.codebook_loss, commitment=output.commitment_loss,
                       entropy=output.entropy_loss)
@@ -85,7 +87,7 @@ def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict
             (share * (losses["discriminator"] + config.r1_weight * losses["r1"]
                       + config.lecam_weight * losses["lecam"])
              ).backward(inputs=list(discriminator.parameters()), retain_graph=True)
-            lecam.update(*means)
+            verdicts.append(share * torch.stack(means).detach())
         total = (config.reconstruction_weight * losses["reconstruction"]
                  + config.codebook_weight * losses["codebook"]
                  + config.commitment_weight * losses["commitment"]
@@ -101,10 +103,12 @@ def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict
             [p.grad for p in trainee.networks[name].parameters() if p.grad is not None])
         optimizer.step()
         optimizer.zero_grad()
+    if lecam is not None:
+        lecam.update(*sum(verdicts))                  # once a step, with the batch's means
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()),
                              1 - config.tokenizer_ema)
-    return terms | dict(tokens=output.tokens, contrast=output.reconstruction.detach().std())
+    return terms | dict(tokens=torch.cat(tokens), contrast=output.reconstruction.detach().std())
 
 
 class TokenBatch(NamedTuple):
@@ -295,6 +299,9 @@ class TokenSource:
         self.pool: dict[str, tuple[Tensor, Tensor]] = {}
         if not config.token_pool:
             return
+        if processes.rank == 0 and config.token_pool < len(source):
+            print(f"stage 2 learns from {config.token_pool} of the {len(source)} clips, tokenized "
+                  "once (--token-pool 0: all, anew in each step)", file=sys.stderr)
         size, tokens, labels = 32, [], []
         parts: dict[str, list[tuple[Tensor, Tensor]]] = {task: [] for task in tasks}
         for step in tqdm(range(math.ceil(config.token_pool / size)), desc="tokenizing",
@@ -360,6 +367,10 @@ def main() -> None:
             pad_short=options.pad_short), run / "videos.json")
         stages = ["tokenizer", "transformer"] if options.stage == "all" else [options.stage]
         for stage in stages:
+            name = "transformer_batch" if stage == "transformer" else "tokenizer_batch"
+            if getattr(config, name) % processes.world:
+                raise ValueError(f"{name} is {getattr(config, name)}; wanted a multiple of the "
+                                 f"{processes.world} processes")
             begin = time.time()
             done = (train_transformer(config, options, source, run, processes)
                     if stage == "transformer" else

@@ -447,3 +447,17 @@ def test_each_layout_trains_twenty_steps_of_both_stages(layout, request, tmp_pat
     classes = {"robots": 0, "ucf101": 3, "something": 3}[layout]
     assert ("CFP" in metrics["tasks"]) == (classes > 0)
     assert (tmp_path / "run/samples.gif").exists()
+
+
+def test_held_out_clips_have_the_numbers_that_the_run_gives_their_classes(tmp_path):
+    """By name: a test folder may lack classes, have others, or none at all."""
+    names = {"train": ["a", "b", "c"], "test": ["b", "d"], "flat": ["."]}
+    for split, classes in names.items():
+        for name in classes:
+            write_video(tmp_path / split / name / f"{split}.npy", np.zeros((8, 8, 8, 3), np.uint8))
+    config = dict(dataset="folder", resolution=8, frames=8, stride=1, flip=False)
+    train = open_source(config, dict(root=tmp_path / "train", pad_short=False))
+    data = dict(root=tmp_path / "train", class_names=train.class_names, pad_short=False)
+    for split, labels in (("test", [1, NO_LABEL]), ("flat", [NO_LABEL])):
+        source = open_source(config, data | dict(test_root=tmp_path / split), split="test")
+        assert (source.labels, source.class_names) == (labels, ["a", "b", "c"])

@@ -120,3 +120,10 @@ def test_lecam_pulls_only_beyond_the_averages():
     zero = lecam(torch.tensor(-1.5), torch.tensor(1.5))             # real low, fake high: no pull
     assert zero.item() == 0.0
     assert math.isclose(lecam(torch.tensor(0.0), torch.tensor(0.0)).item(), 2.0)
+
+
+@pytest.mark.parametrize("size", ["toy", "B-64px"])
+def test_each_size_can_be_inflated_from_its_2d_twin(size):
+    """Time must be halved away, or the dense layer of the 3D network has more inputs."""
+    config = DISCRIMINATORS[size]
+    inflate(Discriminator2d(config).state_dict(), Discriminator3d(config))

@@ -154,13 +154,17 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(trainee, genera
     trainee, config = trainee
     config = dataclasses.replace(config, entropy_weight=0.0, lecam_weight=0.0)  # not means of clips
     video, results = torch.rand(4, 3, 16, 32, 32, generator=generator), []
+    lecam = trainee.networks["lecam"]
     for accumulate in (1, 2):
         for network in trainee.networks.values():
             network.zero_grad()
+        lecam.average_real.zero_()
+        lecam.average_fake.zero_()
         train.tokenizer_step(trainee, video.clone(), dataclasses.replace(config,
                                                                          accumulate=accumulate))
         results.append({f"{name} {key}": g for name in ("model", "discriminator")
-                        for key, g in gradients(trainee.networks[name]).items()})
+                        for key, g in gradients(trainee.networks[name]).items()}
+                       | {name: tensor.clone() for name, tensor in lecam.state_dict().items()})
     same(*results, rtol=1e-3, atol=1e-6)
 
 
@@ -262,6 +266,20 @@ def test_a_checkpoint_of_another_configuration_is_refused(folder, tmp_path):
         stages(folder, tmp_path, ["--tokenizer-rate", "0.5"], ["tokenizer"])
     refuse_other_configuration(tmp_path, dict(train=dict(compile=True)),
                                dict(train=dict(compile=False)))
+
+
+def test_settings_of_stage_2_may_change_while_stage_1_goes_on(folder, tmp_path):
+    """And a finished stage takes over what may change: the held-out videos, the decoding."""
+    stages(folder, tmp_path, names=["tokenizer"])
+    stages(folder, tmp_path, ["--transformer-rate", "0.5", "--tasks", "FP"])
+    before = weights(tmp_path, "transformer")
+    stages(folder, tmp_path, ["--transformer-rate", "0.5", "--tasks", "FP", "--decode-steps", "3",
+                              "--test-data", str(folder)], ["transformer"])
+    config = read_checkpoint(tmp_path / "transformer.pt")["config"]
+    assert config["train"]["decode_steps"] == 3 and config["data"]["test_root"] == str(folder)
+    same(before, weights(tmp_path, "transformer"))
+    with pytest.raises(ValueError, match="transformer_rate 0.5 there, 0.002 here"):
+        stages(folder, tmp_path, ["--tasks", "FP"], ["transformer"])
 
 
 def test_seeds_differ_by_seed_rank_and_step():
