@@ -208,7 +208,7 @@ class C3D(Frozen, nn.Sequential):
     def forward(self, video: Tensor) -> Tensor:
         """video from c3d_input, BGR (B, 3, 16, 112, 112) in [0, 255] -> logits (B, num_classes)."""
         if video.shape[1:] != self.mean.shape:
-            raise ValueError(f"C3D got {[*video.shape]}; wanted (B, 3, 16, 112, 112): see c3d_input")
+            raise ValueError(f"C3D got {[*video.shape]}; wanted (B, 3, 16, 112, 112) of c3d_input")
         return super().forward(video - self.mean)
 
 
