@@ -9,15 +9,19 @@ Read    save_checkpoint, load_checkpoint, load_run.
 
 Not here: what goes on from a checkpoint (train.py).
 
-Run:    python checkpoint.py RUN            what a run folder holds
+Run:    python checkpoint.py                what happens to a damaged checkpoint
+        python checkpoint.py RUN            what a run folder holds
         python checkpoint.py RUN OUT        its weights alone, as half floats, for sharing
 """
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pickle
 import platform
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -141,9 +145,33 @@ def export(run: Path, out: Path) -> None:
         print(f"{out / stage}.pt: {(out / f'{stage}.pt').stat().st_size:,} bytes")
 
 
+def show_damage() -> None:
+    """Save two checkpoints, damage the later one in several ways, and load what there is."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tokenizer.pt")
+        for step in (1, 2):
+            save_checkpoint(path, dict(step=step, model=dict(weight=torch.randn(1000))))
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        for what, data in (("whole", whole), ("cut short", whole[:-100]), ("one bit off", flipped),
+                           ("zeros", bytes(len(whole))), ("of somebody else", b"GIF89a")):
+            path.write_bytes(data)
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                step = load_checkpoint(path)["step"]
+            reason = said.getvalue().replace(f"{folder}/", "").strip() or "loaded"
+            print(f"{what:17} step {step}   {reason}")
+        path.unlink()
+        previous(path).unlink()
+        try:
+            load_checkpoint(path)
+        except FileNotFoundError as error:
+            print(f"{'nothing left':17}          {str(error).replace(f'{folder}/', '')}")
+
+
 def main() -> None:
     if len(sys.argv) == 1:
-        print(__doc__)
+        show_damage()
         return
     run = Path(sys.argv[1])
     if len(sys.argv) > 2:

@@ -15,14 +15,18 @@ another token.)
 
 Not here: scores of the rows (evaluate.py); which clips are real (protocols.py).
 
-Run:    python features.py RUN     what is stored there
+Run:    python features.py         a small computation, killed half way and started again
+        python features.py RUN     what is stored there
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import sys
+import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -284,9 +288,32 @@ def stamps(run: Path) -> list:
             for name in ("tokenizer.pt", "transformer.pt") if (run / name).exists()]
 
 
+def show_resuming() -> None:
+    """stored, killed after two batches of four and started again: who is computed when."""
+    with tempfile.TemporaryDirectory() as folder:
+        for left in (2, 100):
+            print("batches computed:", end="")
+
+            def compute(part: list, first: int) -> Rows:
+                nonlocal left
+                if not left:
+                    raise KeyboardInterrupt
+                left -= 1
+                print(f" [{part[0]}..{part[-1]}]", end="")
+                return dict(square=torch.tensor(part) ** 2)
+
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):          # no progress bar
+                    rows = stored(Path(folder), list(range(14)), 4, compute, Place(), "")
+                print(f"\nall rows, in order: {rows['square'].tolist()}")
+            except KeyboardInterrupt:
+                print("  killed; on disk:", *sorted(path.name for path in Path(folder).iterdir()))
+    print("of four processes, each computes every fourth batch; all read all files at the end")
+
+
 def main() -> None:
     if len(sys.argv) != 2:
-        print(__doc__)
+        show_resuming()
         return
     for folder in sorted(Path(sys.argv[1], "features").glob("*/")):
         files = sorted(folder.glob("*.npz"))

@@ -9,7 +9,7 @@ Read    report, what train.py calls at its end; evaluate_reconstruction, evaluat
 
 Not here: FVD and the other numbers of the paper (evaluate.py).
 
-Run:    python report.py RUN               writes RUN/metrics.json and the pictures
+Run:    python report.py [RUN]             writes RUN/metrics.json and the pictures (assets/toy)
         python evaluate.py RUN --speed
 """
 from __future__ import annotations
@@ -278,10 +278,8 @@ def print_speed(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: python report.py RUN")
     try:
-        report(sys.argv[1])
+        report(sys.argv[1] if len(sys.argv) > 1 else "assets/toy")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"report.py: {error}")
 
