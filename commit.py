@@ -315,7 +315,7 @@ def draw_tasks(video: Tensor, latent_shape: tuple[int, int, int], path: str) -> 
             rearrange(green_or_white[is_pad.long()], "t h w c -> c t h w"),
             rearrange(colours[kinds[0]].view(*latent_shape, 3), "t h w c -> c t h w")]
         for axis, picture, title in zip(row, pictures, titles):
-            axis.imshow(strip(picture).clamp(0, 1), interpolation="nearest")
+            axis.imshow(strip(picture).clamp(0, 1).numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[], title=title if name == "FP" else "")
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=13)
         row[4].set_xlabel(task.title, fontsize=8)
@@ -333,7 +333,7 @@ def draw_schedules(path: str, num_tokens: int = 1024, steps: int = 12) -> None:
     figure, axis = plt.subplots(figsize=(5, 3))
     for schedule in ("exp", "cosine", "uniform", "log"):
         count = num_masked(mask_ratio(progress, schedule, num_tokens), num_tokens)
-        axis.plot(range(steps + 1), count, marker="o", markersize=3, label=schedule)
+        axis.plot(range(steps + 1), count.tolist(), marker="o", markersize=3, label=schedule)
     axis.set(xlabel="step of Algorithm 1", ylabel=f"tokens still masked, of {num_tokens}")
     axis.legend()
     figure.tight_layout()

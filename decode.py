@@ -211,9 +211,10 @@ def draw_steps(tokenizer: nn.Module, model: nn.Module, video: Tensor, task: str,
                 column = shown.index(state.step)
                 kinds = torch.where(known, 2, padding.long())[0].view(shape)[middle].cpu()
                 output = tokenizer.decode(state.tokens.view(1, *shape))[0].clamp(0, 1).cpu()
-                axes[2 * row, column].imshow(colours[kinds], interpolation="nearest")
+                axes[2 * row, column].imshow(colours[kinds].numpy(), interpolation="nearest")
                 axes[2 * row, column].set_title(f"t = {state.step}", fontsize=10)
-                axes[2 * row + 1, column].imshow(rearrange(output[:, frame], "c h w -> h w c"))
+                axes[2 * row + 1, column].imshow(
+                    rearrange(output[:, frame], "c h w -> h w c").numpy())
             known = ~state.unknown
         axes[2 * row, 0].set_ylabel(f"{title}\ninput tokens")
         axes[2 * row + 1, 0].set_ylabel("output video")
@@ -255,8 +256,9 @@ def draw_leak(tokenizer: nn.Module, video: Tensor, other: Tensor, path: str | Pa
     shown = range(0, T, max(1, T // 8))
     figure, axes = plt.subplots(2, len(shown), figsize=(1.5 * len(shown), 3.6))
     for column, frame in zip(axes.T, shown):
-        column[0].imshow(rearrange(video[0, :, frame], "c h w -> h w c"))
-        column[1].imshow((influence[frame] / influence.max()).sqrt(), vmin=0, vmax=1, cmap="magma")
+        column[0].imshow(rearrange(video[0, :, frame], "c h w -> h w c").numpy())
+        column[1].imshow((influence[frame] / influence.max()).sqrt().numpy(), vmin=0, vmax=1,
+                         cmap="magma")
         column[0].set_title(f"frame {frame}", fontsize=9)
         for axis in column:
             axis.set(xticks=[], yticks=[])

@@ -206,7 +206,7 @@ def codebook_from_data(model: VideoTokenizer, video: Tensor, seed: int) -> None:
     fifth of their size: else the quickest way to less loss is to make them all alike.
     """
     model.encoder[-1].weight.mul_(0.2)
-    latents = rearrange(model.encoder(video), "b d t h w -> (b t h w) d")
+    latents = rearrange(model._run(model.encoder, video), "b d t h w -> (b t h w) d")
     generator = torch.Generator().manual_seed(seed)
     chance = torch.full((len(latents),), 1e6)             # at first all alike
     for code in model.quantizer.codebook:
