@@ -76,11 +76,9 @@ def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict
                       for clip in (output.reconstruction, part)]
             losses["perceptual"] = trainee.perceptual(*frames).mean()
         if discriminator is not None:
-            with autocast(config.precision, part.device):
-                fake_logits = discriminator(output.reconstruction)
+            part.requires_grad_()                     # for R1, which needs float32; so no autocast
+            fake_logits, real_logits = discriminator(output.reconstruction), discriminator(part)
             losses["generator"] = generator_loss(fake_logits)
-            part.requires_grad_()                     # for R1, which needs float32
-            real_logits = discriminator(part)
             means = [average_over_processes(x.mean()) for x in (real_logits, fake_logits)]
             losses |= dict(discriminator=discriminator_loss(real_logits, fake_logits),
                            r1=r1_penalty(real_logits, part), lecam=lecam(*means))
