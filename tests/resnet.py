@@ -12,6 +12,8 @@ from einops import rearrange
 from official import below, count
 from torch import Tensor
 
+from pretrained import same_pad
+
 
 def perceptual_loss(arrays: dict, real: Tensor, fake: Tensor, on_logits: bool) -> Tensor:
     """Mean squared error between the logits, or the last maps, of frames (B, 3, H, W) in [0, 1]."""
@@ -31,8 +33,8 @@ def resnet(arrays: dict, frames: Tensor) -> tuple[Tensor, Tensor]:
 
     def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
         kernel = params[f"{name}/kernel"]
-        return F.conv2d(same(x, kernel.shape[0], stride), rearrange(kernel, "h w i o -> o i h w"),
-                        stride=stride)
+        return F.conv2d(same_pad(x, kernel.shape[:2], (stride, stride)),
+                        rearrange(kernel, "h w i o -> o i h w"), stride=stride)
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.batch_norm(x, statistics[f"{name}/mean"], statistics[f"{name}/var"],
@@ -40,7 +42,7 @@ def resnet(arrays: dict, frames: Tensor) -> tuple[Tensor, Tensor]:
 
     x = F.interpolate(frames, (224, 224), mode="bilinear", antialias=True)
     x = norm(conv(x, "init_conv", stride=2), "init_bn")          # no relu here (official)
-    x = F.max_pool2d(same(x, 3, 2, value=-torch.inf), 3, 2)
+    x = F.max_pool2d(same_pad(x, (3, 3), (2, 2), value=-torch.inf), 3, 2)
     for stage in range(1, 1 + count(params, r"stage\d+/")):
         for block in range(1, 1 + count(params, rf"stage{stage}/block\d+/")):
             name, stride = f"stage{stage}/block{block}", 2 if block == 1 and stage > 1 else 1
@@ -51,11 +53,3 @@ def resnet(arrays: dict, frames: Tensor) -> tuple[Tensor, Tensor]:
             x = norm(conv(x, f"{name}/conv2", stride), f"{name}/bn2").relu()
             x = (norm(conv(x, f"{name}/conv3"), f"{name}/bn3") + skip).relu()
     return x.mean((2, 3)) @ params["head/kernel"] + params["head/bias"], x
-
-
-def same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """TensorFlow's SAME for square maps: ceil(size / stride) outputs, the odd one padded after."""
-    size = x.shape[-1]
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    before, after = total // 2, total - total // 2
-    return F.pad(x, (before, after, before, after), value=value)

@@ -211,7 +211,8 @@ def test_imports_run_one_way():
             del left[room]
     ground = {"data", "pretrained", "discriminator", "tokenizer", "transformer", "commit"}
     for room in ground:
-        assert imports(room) <= {"shapes", "datasets", "tokenizer"}, f"{room} is on the ground floor"
+        allowed = {"shapes", "datasets"} | ({"tokenizer"} if room == "discriminator" else set())
+        assert imports(room) <= allowed, f"{room} is on the ground floor"
     assert "evaluate" not in imports("train") and "train" not in imports("evaluate")
 
 
@@ -270,7 +271,8 @@ def test_every_picture_of_the_readme_is_there(picture):
     assert (ROOT / picture).stat().st_size > 1000
 
 
-@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"train", "report", "bair", "data"}))
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {
+    "train", "report", "bair", "data", "metrics", "protocols", "evaluate"}))
 def test_the_rooms_that_print_a_table_run(room):
     done = subprocess.run([sys.executable, f"{room}.py"], cwd=ROOT, text=True, capture_output=True,
                           timeout=120)

@@ -306,3 +306,9 @@ def test_stored_rows_come_back_in_order_and_once(tmp_path):
     assert calls == [([0, 1, 2], 0), ([3, 4, 5], 3), ([6], 6)]
     assert stored(tmp_path, list(range(8)), 3, compute, Place(), "x")["x"].shape == (8, 1)
     assert calls[3:] == [([6, 7], 6)]                           # the last batch has grown
+
+
+@pytest.mark.parametrize("room", ["metrics.py", "protocols.py", "evaluate.py"])
+def test_every_room_shows_its_idea_when_run(room):
+    done = subprocess.run([sys.executable, room], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 8, done.stderr
