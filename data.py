@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from datasets import (NO_LABEL, VIDEO_SUFFIXES, Layout, find_layout, holds_pictures,
-                      inspect_pictures, read_pictures, with_classes)
+from datasets import (NO_LABEL, Layout, find_layout, holds_pictures, inspect_pictures,
+                      read_pictures, with_classes)
 from shapes import MovingShapes
 
 

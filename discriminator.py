@@ -10,7 +10,7 @@ Read    DiscriminatorConfig, DiscriminatorBlock, Discriminator3d, Discriminator2
         statements about logits: generator_loss, discriminator_loss, r1_penalty, LeCam; then
         gradient_norms, who learns from what.
 
-Not here: who is updated with what, and the weights of the terms (train.py, tokenizer_step).
+Not here: who is updated with what, and the weights of the terms (steps.py, tokenizer_step).
 
 Run:    python discriminator.py     parameter counts; draws where each loss's gradient goes
 """
@@ -188,7 +188,7 @@ def gradient_norms(tokenizer: nn.Module, discriminator: nn.Module, video: Tensor
                    ) -> dict[str, list[float]]:
     """How far each loss of stage 1 reaches: the norm of its gradient in each of PARTS; 0: none.
 
-    video (B, 3, T, H, W) in [0, 1]. Losses as in train.tokenizer_step, before it cuts any.
+    video (B, 3, T, H, W) in [0, 1]. Losses as in steps.tokenizer_step, before it cuts any.
     """
     output, real = tokenizer(video), video.clone().requires_grad_()
     fake_logits, real_logits = discriminator(output.reconstruction), discriminator(real)
@@ -206,7 +206,7 @@ def gradient_norms(tokenizer: nn.Module, discriminator: nn.Module, video: Tensor
 
 
 def draw_gradients(norms: dict[str, list[float]], path: str) -> None:
-    """gradient_norms as a table. Green: followed. Hatched: there, but train.py leaves it out."""
+    """gradient_norms as a table. Green: followed. Hatched: there, but steps.py leaves it out."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -251,7 +251,7 @@ def main() -> None:
         print(f"  {name:16}", *(f"{norm:14.1e}" if norm else f"{'-':>14}" for norm in row))
     path = sys.argv[1] if len(sys.argv) > 1 else "assets/gradients.png"
     draw_gradients(norms, path)
-    print(f"  (train.py cuts what is hatched in {path})")
+    print(f"  (steps.py cuts what is hatched in {path})")
 
 
 if __name__ == "__main__":

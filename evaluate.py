@@ -38,9 +38,10 @@ from torch import Tensor, nn
 from checkpoint import load_run
 from commit import TASKS
 from data import ClipSource
-from features import (JUDGES, METRICS, Place, Rows, digest, load_clips, look, open_judges,
-                      open_real, open_set, rows_of_sets, run_labels, sample_videos, stamps,
-                      start_place, stored)
+from features import (JUDGES, METRICS, Rows, digest, load_clips, look, open_judges, open_real,
+                      open_set, rows_of_sets, run_labels, sample_videos, stamps,
+                      start_evaluation, stored)
+from loop import Processes
 from metrics import (best_of_trials, frechet_distance, fvd, fvd_infinity, gaussian,
                      inception_score, over_folds, psnr, ssim)
 from protocols import (MT8, PROTOCOLS, Clip, Protocol, deviations, measured_size, real_clips, say,
@@ -148,7 +149,7 @@ class Job(NamedTuple):
     decoding: dict
     seed: int
     batch: int
-    place: Place
+    processes: Processes
     settings: dict              # whatever the rows of the real clips depend on
 
 
@@ -158,7 +159,7 @@ def evaluate_protocol(run: str | Path, name: str, *, data: str | Path | None = N
                       samples: int | None = None, batch: int = 16, seed: int = 0,
                       weights: str | Path = "weights", random_weights: bool = False,
                       infinity: bool = False, decoding: dict | None = None,
-                      place: Place = Place()) -> dict | None:
+                      processes: Processes = Processes()) -> dict | None:
     """App. B.3: what PROTOCOLS[name] asks for, on a run. Writes RUN/evaluation-NAME.json.
 
     data, split, layout: the real videos, as in data.open_source. tasks: of commit.TASKS, or
@@ -173,9 +174,9 @@ def evaluate_protocol(run: str | Path, name: str, *, data: str | Path | None = N
     if count < least or count % row.folds:
         raise ValueError(f"{count} samples; the {row.folds} folds of {name} need a multiple of "
                          f"{row.folds}, at least {least}")
-    judges = open_judges(metrics, weights, random_weights, place.device)
+    judges = open_judges(metrics, weights, random_weights, processes.device)
     data = dict(root=data and str(Path(data).resolve()), split=split, layout=layout)
-    job = open_job(Path(run), name, data, judges, metrics, decoding or {}, seed, batch, place)
+    job = open_job(Path(run), name, data, judges, metrics, decoding or {}, seed, batch, processes)
     # Batches are always full, so that more samples, asked for later, change none of the first.
     clips = real_clips(job.source, row, -(-count // batch) * batch, seed)
     # One clip may be the real one of many samples; it is looked at once.
@@ -185,7 +186,7 @@ def evaluate_protocol(run: str | Path, name: str, *, data: str | Path | None = N
     results = {}
     for task in tasks:
         fake = {key: rows[:count] for key, rows in fake_rows(job, task, clips).items()}
-        if place.rank == 0:
+        if processes.rank == 0:
             best = which if row.best_of > 1 and task != "reconstruction" else None
             numbers = score(metrics, row.folds, dict(fvd=real), fake, best, infinity)
             reasons = deviations(name, task, samples=count, videos=len(job.source), data=data,
@@ -195,34 +196,35 @@ def evaluate_protocol(run: str | Path, name: str, *, data: str | Path | None = N
             if "codes" in fake:
                 used = np.unpackbits(np.bitwise_or.reduce(fake["codes"].numpy())).sum()
                 results[task]["codes"] = dict(used=int(used), of=job.tokenizer.codebook_size)
-    return conclude(job, name, len(distinct), results) if place.rank == 0 else None
+    return conclude(job, name, len(distinct), results) if processes.rank == 0 else None
 
 
 def open_job(run: Path, name: str, data: dict, judges: dict[str, nn.Module],
-             metrics: list[str], decoding: dict, seed: int, batch: int, place: Place) -> Job:
+             metrics: list[str], decoding: dict, seed: int, batch: int,
+             processes: Processes) -> Job:
     """The run and the real videos; what evaluate_protocol says of the arguments holds here."""
     row = PROTOCOLS[name]
-    tokenizer, model, config = load_run(run, place.device)
+    tokenizer, model, config = load_run(run, processes.device)
     train = config["train"]
     source, fingerprint = open_real(name, data, train, run)
     settings = dict(data=fingerprint, clips=(row.windows, row.crops), seed=seed, batch=batch,
                     size=(train["frames"], train["stride"], train["resolution"],
-                          measured_size(row, train)), device=place.device.type,
+                          measured_size(row, train)), device=processes.device.type,
                     weights={metric: judge.weights for metric, judge in judges.items()})
     return Job(run, row, config, tokenizer, model, source, judges, metrics,
-               row.decoding | decoding, seed, batch, place, settings)
+               row.decoding | decoding, seed, batch, processes, settings)
 
 
 def real_rows(job: Job, clips: list[Clip]) -> Tensor:
     """I3D's logits of real clips, (n, 400)."""
     def compute(part: list[Clip], first: int) -> Rows:
-        video, _ = load_clips(job.source, part, job.place.device)
+        video, _ = load_clips(job.source, part, job.processes.device)
         return look(job.judges, ["fvd"], to_measure(video, measured_size(
             job.row, job.config["train"])))
 
     settings = job.settings | dict(weights=job.judges["fvd"].weights)
     folder = job.run / "features" / f"real-{digest(settings)}"
-    return stored(folder, clips, job.batch, compute, job.place, "real clips")["fvd"]
+    return stored(folder, clips, job.batch, compute, job.processes, "real clips")["fvd"]
 
 
 def fake_rows(job: Job, task: str, clips: list[Clip]) -> Rows:
@@ -231,7 +233,7 @@ def fake_rows(job: Job, task: str, clips: list[Clip]) -> Rows:
     classes = task in TASKS and TASKS[task].class_conditional
 
     def compute(part: list[Clip], first: int) -> Rows:
-        real, label = load_clips(job.source, part, job.place.device)
+        real, label = load_clips(job.source, part, job.processes.device)
         label = run_labels(label, job.source, names) if classes else label
         fake, codes = sample_videos(job.tokenizer, job.model, task, real, label, job.config,
                                     job.decoding, job.seed, first)
@@ -241,7 +243,7 @@ def fake_rows(job: Job, task: str, clips: list[Clip]) -> Rows:
     settings = job.settings | dict(decoding=job.decoding, metrics=sorted(job.metrics),
                                    precision=train["precision"], checkpoints=stamps(job.run))
     folder = job.run / "features" / f"{task}-{digest(settings)}"
-    return stored(folder, clips, job.batch, compute, job.place, task)
+    return stored(folder, clips, job.batch, compute, job.processes, task)
 
 
 def conclude(job: Job, name: str, distinct: int, results: dict) -> dict:
@@ -288,9 +290,9 @@ def compare(metric: str, paths: list[str], *, weights: str | Path = "weights",
         raise ValueError(f"{counts[0]} and {counts[1]} videos; {metric} compares pairs")
     if metric == "fvd" and shape[0] < 9:
         raise ValueError(f"videos of {shape[0]} frames; I3D needs at least 9")
-    place = start_place()
-    judges = open_judges([metric], weights, random_weights, place.device)
-    rows = rows_of_sets(metric, paths, sets, judges, batch, place)
+    processes = start_evaluation()
+    judges = open_judges([metric], weights, random_weights, processes.device)
+    rows = rows_of_sets(metric, paths, sets, judges, batch, processes)
     numbers = score([metric], folds, rows[0], rows[-1], infinity=infinity)
     reasons = []
     if metric in ("fvd", "is") and min(counts) < 2048 * folds:
@@ -370,7 +372,7 @@ def dispatch(options: argparse.Namespace) -> None:
         evaluate_protocol(options.what, options.protocol, data=options.data, split=options.split,
                           layout=options.layout, tasks=tasks, metrics=options.metrics,
                           samples=options.samples, seed=options.seed, decoding=decoding,
-                          place=start_place(), **judging)
+                          processes=start_evaluation(), **judging)
     elif options.speed:
         rows = measure_speed(options.what)
         print_speed(rows)

@@ -31,7 +31,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import numpy as np
 import torch
@@ -40,9 +40,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from commit import TASKS, task_index
-from data import NO_LABEL, VIDEO_SUFFIXES, ClipSource, open_source, read_video, to_float
+from data import NO_LABEL, ClipSource, open_source, read_video, to_float
+from datasets import VIDEO_SUFFIXES
 from decode import generate, gumbel_noise
-from loop import join_processes
+from loop import Processes, start_processes
 from metrics import psnr, ssim
 from pretrained import (C3D, I3D, LPIPS, c3d_input, i3d_input, load_c3d, load_i3d, load_lpips,
                         randomize)
@@ -56,25 +57,9 @@ JUDGES = {"fvd": (I3D, load_i3d), "is": (C3D, load_c3d), "lpips": (LPIPS, load_l
 Rows = dict[str, Tensor]
 
 
-class Place(NamedTuple):
-    """This process among those that torchrun started."""
-
-    rank: int = 0
-    world: int = 1
-    device: torch.device = torch.device("cpu")
-
-
-def start_place() -> Place:
-    """Join the processes of torchrun, if it started this one."""
-    rank, world, local = (int(os.environ.get(name, default)) for name, default in
-                          (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    if world > 1:            # they meet only to wait for the slowest, which may take a day
-        join_processes("gloo", timeout=timedelta(days=7))
-    return Place(rank, world, device)
+def start_evaluation() -> Processes:
+    """Like training's processes, but they meet only to wait for the slowest: for a day, maybe."""
+    return start_processes("gloo", timeout=timedelta(days=7))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -215,7 +200,7 @@ def open_set(path: str | Path) -> tuple[int, Callable[[int], np.ndarray]]:
 
 
 def rows_of_sets(metric: str, paths: list[str], sets: list, judges: dict[str, nn.Module],
-                 batch: int, place: Place) -> list[Rows]:
+                 batch: int, processes: Processes) -> list[Rows]:
     """The rows of each set; of the fakes alone, seen beside their real videos, for pairs."""
     shape, rows = sets[0][1](0).shape, []
 
@@ -225,7 +210,7 @@ def rows_of_sets(metric: str, paths: list[str], sets: list, judges: dict[str, nn
             if clip.shape != shape:
                 raise ValueError(f"video {i} of {paths[which]} is {clip.shape}, the first one is "
                                  f"{shape}; wanted one length and size")
-        return to_float(np.stack(clips)).to(place.device)
+        return to_float(np.stack(clips)).to(processes.device)
 
     for which in range(len(sets)) if metric in ("fvd", "is") else [1]:
         parts, count = [], sets[which][0]
@@ -241,7 +226,7 @@ def rows_of_sets(metric: str, paths: list[str], sets: list, judges: dict[str, nn
 # Rows on disk
 
 def stored(folder: Path, items: list, batch: int, compute: Callable[[list, int], Rows],
-           place: Place, title: str) -> Rows:
+           processes: Processes, title: str) -> Rows:
     """compute(items of a batch, its first number), for all batches: from disk where it is there.
 
     A file per batch, written under another name and then renamed: whatever is there is whole.
@@ -249,7 +234,8 @@ def stored(folder: Path, items: list, batch: int, compute: Callable[[list, int],
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(items), batch)
-    for first in tqdm(starts[place.rank::place.world], desc=title, disable=place.rank > 0,
+    mine = starts[processes.rank::processes.world]
+    for first in tqdm(mine, desc=title, disable=processes.rank > 0,
                       mininterval=1.0):
         part = items[first:first + batch]
         path = folder / f"{first // batch:06}.npz"
@@ -304,7 +290,7 @@ def show_resuming() -> None:
 
             try:
                 with contextlib.redirect_stderr(io.StringIO()):          # no progress bar
-                    rows = stored(Path(folder), list(range(14)), 4, compute, Place(), "")
+                    rows = stored(Path(folder), list(range(14)), 4, compute, Processes(), "")
                 print(f"\nall rows, in order: {rows['square'].tolist()}")
             except KeyboardInterrupt:
                 print("  killed; on disk:", *sorted(path.name for path in Path(folder).iterdir()))

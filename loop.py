@@ -63,26 +63,27 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
 # averaged once per step, after all backward passes.
 
 class Processes(NamedTuple):
-    rank: int
-    world: int
-    device: torch.device
+    """This process among those that torchrun started; alone by default."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
 
 
-def start_processes() -> Processes:
-    """One process, or what torchrun started: NCCL with GPUs, gloo without."""
+def start_processes(backend: str | None = None, **options) -> Processes:
+    """One process, or what torchrun started: NCCL with GPUs, gloo without. options: torch's own."""
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if "WORLD_SIZE" not in os.environ:
-        return Processes(0, 1, device)
-    join_processes("nccl" if device.type == "cuda" else "gloo")
+        return Processes(device=device)
+    join_processes(backend or ("nccl" if device.type == "cuda" else "gloo"), **options)
     return Processes(dist.get_rank(), dist.get_world_size(), device)
 
 
 def join_processes(backend: str, **options) -> None:
-    """dist.init_process_group among the processes that torchrun started; options are its own.
+    """dist.init_process_group among the processes that torchrun started.
 
     On one node torchrun keeps its store when it restarts killed workers (--max-restarts). Each
     attempt gets a name in it, or the new ones would find the addresses of the dead and wait.
@@ -265,8 +266,8 @@ def refuse_other_configuration(path: Path, old: dict, new: dict) -> None:
 
     Not compared: what changes no weights, and stage 2's settings where stage 1 is resumed.
     """
-    free = {"compile", "checkpointing", "save_every", "precision", "decode_steps",
-            "decode_schedule", "decode_temperature", "test_root", "test_split"}
+    free = {"compile", "checkpointing", "save_every", "precision", "tokenize_at_once",
+            "decode_steps", "decode_schedule", "decode_temperature", "test_root", "test_split"}
     if "transformer" not in new:
         free |= STAGE_2
     different = [f"{part}.{name} {old.get(part, {}).get(name)!r} there, {value!r} here"

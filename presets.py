@@ -1,13 +1,14 @@
 """The paper's training tables as a table.
 
 Paper   App. B.2 (recipe), Table 2 of the appendix (epochs), Sec. 4.1 and App. B.3 (data sets,
-        decoding), official configurations where those are silent
+        decoding); official configurations where those are silent
 
 Read    TrainConfig (what can be set, and where each default is from), DATASETS and EPOCHS (the
-        rows), PRESETS, parse (the command line), plan (--dry-run).
+        rows), PRESETS, parse (the command line).
 
-Run:    python presets.py              the table
-        python train.py PRESET --dry-run
+Not here: what a preset costs (plan.py).
+
+Run:    python presets.py              each preset in a line: sizes, tasks, epochs, decoding
 """
 from __future__ import annotations
 
@@ -18,13 +19,12 @@ import typing
 from dataclasses import dataclass, replace
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from commit import MT8, TASKS, make_condition, mask_ratio, task_index
 from datasets import LAYOUTS
-from discriminator import DISCRIMINATORS, Discriminator3d, DiscriminatorConfig
+from discriminator import DISCRIMINATORS, DiscriminatorConfig
 from tokenizer import TOKENIZERS, TokenizerConfig, VideoTokenizer
-from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
+from transformer import TRANSFORMERS, TransformerConfig
 
 TASK_SETS = {"MT8": MT8, "MT10": tuple(TASKS)}
 
@@ -95,6 +95,7 @@ class TrainConfig:
     accumulate: int = 1                  # split each batch into so many passes; the entropy and
                                          # LeCam terms then take their means over a part
     checkpointing: bool = False          # recompute activations instead of keeping them
+    tokenize_at_once: int = 16           # clips, where stage 2 tokenizes its batches
     compile: bool = False                # torch.compile
     save_every: int = 500                # steps between checkpoints
 
@@ -133,7 +134,8 @@ class TrainConfig:
         self.tokenizer_config(), self.transformer_config(0), self.discriminator_config()
         if self.precision not in ("auto", "bf16", "float32"):
             raise ValueError(f"precision is {self.precision!r}; choose auto, bf16 or float32")
-        for field in ("tokenizer_batch", "transformer_batch", "accumulate", "save_every"):
+        for field in ("tokenizer_batch", "transformer_batch", "accumulate",
+                      "tokenize_at_once", "save_every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; wanted at least 1")
         for task in self.tasks:
@@ -274,64 +276,6 @@ def parse(arguments: list[str] | None = None) -> tuple[TrainConfig, argparse.Nam
     except ValueError as error:
         parser.error(str(error))
     return config, options
-
-
-def plan(name: str, config: TrainConfig) -> str:
-    """What a preset would do, as a table: settings, sizes, steps, arithmetic, memory."""
-    lines = [f"preset {name}"]
-    default = TrainConfig()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        changed = " " if value == getattr(default, field.name) else "*"
-        value = " ".join(value) if field.name == "tasks" else value
-        lines.append(f"  {changed} {field.name:22} {value}")
-    tokenizer_config = config.tokenizer_config()
-    transformer_config = config.transformer_config(config.num_classes)
-    with torch.device("meta"):
-        networks = {"tokenizer": VideoTokenizer(tokenizer_config),
-                    "discriminator": Discriminator3d(config.discriminator_config()),
-                    "transformer": MaskedTransformer(transformer_config)}
-        video = torch.empty(1, 3, config.frames, config.resolution, config.resolution)
-        tokens = torch.zeros(1, transformer_config.num_tokens, dtype=torch.long)
-        zero = torch.zeros(1, dtype=torch.long)
-        tokenizer = networks["tokenizer"]
-        passes = {"tokenizer": lambda: tokenizer.decoder(tokenizer.encoder(video)),
-                  "discriminator": lambda: networks["discriminator"](video),
-                  "transformer": lambda: networks["transformer"](tokens, zero, zero)}
-        shape = tokenizer.latent_shape(*video.shape[2:])
-        lines.append(f"\nvideo {config.frames}x{config.resolution}x{config.resolution} -> "
-                     f"{'x'.join(map(str, shape))} tokens of {tokenizer_config.codebook_size}; "
-                     f"sequence {transformer_config.sequence_length}, "
-                     f"vocabulary {transformer_config.vocabulary_size}\n")
-        for part, network in networks.items():
-            kept, flops = _cost(passes[part])
-            numbers = sum(p.numel() for p in network.parameters())
-            lines.append(f"{part:14} {numbers:>12,} parameters, {flops / 1e9:9.1f} GFLOP forward "
-                         f"and {kept / 2**20:8.0f} MiB of float32 activations per clip")
-    for stage in ("tokenizer", "transformer"):
-        steps, warmup = config.steps(stage, config.train_videos)
-        batch = getattr(config, f"{stage}_batch")
-        lines.append(f"stage {stage:12} {config.train_videos:>10,} videos, batch {batch}: "
-                     f"{max(1, config.train_videos // batch):,} steps per epoch, "
-                     f"{steps:,} steps, {warmup:,} of warm-up")
-    return "\n".join(lines)
-
-
-def _cost(forward: typing.Callable) -> tuple[int, int]:
-    """(bytes of activations that a backward pass keeps, FLOP) of a forward pass."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage()._cdata] = tensor.numel() * tensor.element_size()
-            alive.append(tensor)                           # so that no address is used twice
-        return tensor
-
-    alive: list[torch.Tensor] = []
-    with FlopCounterMode(display=False) as counter, \
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return sum(kept.values()), counter.get_total_flops()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ Shapes  video (B, 3, T, H, W) in [0, 1]
 
 Read    TokenizerConfig, the blocks, Encoder, Decoder, VectorQuantizer, VideoTokenizer, inflate.
 
-Not here: the adversary (discriminator.py); the sum of the losses (train.py, tokenizer_step).
+Not here: the adversary (discriminator.py); the sum of the losses (steps.py, tokenizer_step).
 
 Run:    python tokenizer.py        the layers with their shapes, and the parameter counts
 """

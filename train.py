@@ -2,14 +2,14 @@
 
 Paper   Sec. 3.1 and 3.2 (Training), App. B.2
 
-Shapes  stage 1: video (B, 3, T, H, W) -> tokenizer_step: VQ, pixels, adversary -> checkpoint
-        stage 2: video, task -> tokens, condition tokens (B, N) -> transformer_step: Eq. (2)-(4)
+Shapes  stage 1: video (B, 3, T, H, W) -> tokenizer_step -> tokenizer.pt
+        stage 2: video, task -> tokens, condition tokens (B, N) -> transformer_step
+                 -> transformer.pt
 
-Read    tokenizer_step, transformer_step (what one step is), train_tokenizer and
-        train_transformer (how a stage is set up), TokenSource.
+Read    train_tokenizer and train_transformer (how a stage is set up), TokenSource, main.
 
-Not here: the loop around a step (loop.py), what can be set (presets.py), files
-        (checkpoint.py), numbers at the end (report.py).
+Not here: what one step is (steps.py), the loop around it (loop.py), what can be set
+        (presets.py), files (checkpoint.py), numbers at the end (report.py).
 
 Run:    python train.py                                 the toy: both stages, pictures, numbers
         python train.py ucf101-B --data DIR             the paper's presets; --dry-run for the plan
@@ -23,132 +23,28 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, load_network
-from commit import (TASKS, commit_loss, commit_mask, cutoff_score, mask_ratio, task_index,
-                    tokenize_condition)
+from commit import TASKS, tokenize_condition
 from data import ClipSource, load_batch, open_source
-from discriminator import (Discriminator2d, Discriminator3d, LeCam, discriminator_loss,
-                           generator_loss, r1_penalty)
-from loop import Processes, TokenizerWatch, Trainee, average_gradients, fit, start_processes
-from presets import PRESETS, TrainConfig, autocast, parse, plan
+from discriminator import Discriminator2d, Discriminator3d, LeCam
+from loop import Processes, TokenizerWatch, Trainee, fit, start_processes
+from plan import plan
+from presets import PRESETS, TrainConfig, autocast, parse
 from report import report
-from tokenizer import ImageTokenizer, VideoTokenizer, average_over_processes, inflate
+from steps import TokenBatch, tokenizer_step, transformer_step
+from tokenizer import ImageTokenizer, VideoTokenizer, inflate
 from transformer import MaskedTransformer, start_local
 
 __all__ = ["PRESETS", "TrainConfig", "fit", "tokenizer_step", "transformer_step"]
 
-
-# ---------------------------------------------------------------------------------------------
-# One step of each stage
-
-
-def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict[str, Tensor]:
-    """Stage 1: one simultaneous update of tokenizer and discriminator (Sec. 3.1, App. B.2).
-
-    Both losses are taken from the same forward pass, with the weights before the step
-    (official). `inputs=` keeps them apart: each backward pass fills the gradients of one network
-    only. video (B, 3, T, H, W) in [0, 1]. Returns the terms, unweighted, and the tokens used.
-    """
-    model, ema = trainee.networks["model"], trainee.networks["ema"]
-    discriminator, lecam = (trainee.networks.get(name) for name in ("discriminator", "lecam"))
-    terms: dict[str, Tensor] = {}
-    tokens, verdicts = [], []
-    for part in video.chunk(config.accumulate):
-        share = len(part) / len(video)
-        with autocast(config.precision, part.device):
-            output = model(part)
-        tokens.append(output.tokens)
-        losses = dict(reconstruction=F.mse_loss(output.reconstruction, part),
-                      codebook=output.codebook_loss, commitment=output.commitment_loss,
-                      entropy=output.entropy_loss)
-        if trainee.perceptual is not None:
-            frames = [rearrange(clip, "b c t h w -> b t c h w")
-                      for clip in (output.reconstruction, part)]
-            losses["perceptual"] = trainee.perceptual(*frames).mean()
-        if discriminator is not None:
-            part.requires_grad_()                     # for R1, which needs float32; so no autocast
-            fake_logits, real_logits = discriminator(output.reconstruction), discriminator(part)
-            losses["generator"] = generator_loss(fake_logits)
-            means = [average_over_processes(x.mean()) for x in (real_logits, fake_logits)]
-            losses |= dict(discriminator=discriminator_loss(real_logits, fake_logits),
-                           r1=r1_penalty(real_logits, part), lecam=lecam(*means))
-            (share * (losses["discriminator"] + config.r1_weight * losses["r1"]
-                      + config.lecam_weight * losses["lecam"])
-             ).backward(inputs=list(discriminator.parameters()), retain_graph=True)
-            verdicts.append(share * torch.stack(means).detach())
-        total = (config.reconstruction_weight * losses["reconstruction"]
-                 + config.codebook_weight * losses["codebook"]
-                 + config.commitment_weight * losses["commitment"]
-                 + config.entropy_weight * losses["entropy"]
-                 + config.perceptual_weight * losses.get("perceptual", 0.0)
-                 + config.adversarial_weight * losses.get("generator", 0.0))
-        (share * total).backward(inputs=list(model.parameters()))
-        for name, loss in dict(loss=total, **losses).items():
-            terms[name] = terms.get(name, 0.0) + share * loss.detach()
-    for name, optimizer in trainee.optimizers.items():
-        average_gradients(trainee.networks[name])
-        terms[f"{name} gradient"] = nn.utils.get_total_norm(
-            [p.grad for p in trainee.networks[name].parameters() if p.grad is not None])
-        optimizer.step()
-        optimizer.zero_grad()
-    if lecam is not None:
-        lecam.update(*sum(verdicts))                  # once a step, with the batch's means
-    with torch.no_grad():
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()),
-                             1 - config.tokenizer_ema)
-    return terms | dict(tokens=torch.cat(tokens), contrast=output.reconstruction.detach().std())
-
-
-class TokenBatch(NamedTuple):
-    """What stage 2 learns from: clips of one task, tokenized."""
-
-    task: str
-    tokens: Tensor               # (B, N) z
-    condition_tokens: Tensor     # (B, N) z-tilde
-    is_pad: Tensor               # (N,) bool
-    label: Tensor                # (B,) in [0, C], C for "no class"
-    scores: Tensor               # (B, N) s, uniform
-    r: Tensor                    # (B,) uniform
-
-
-def transformer_step(trainee: Trainee, batch: TokenBatch, config: TrainConfig) -> dict[str, Tensor]:
-    """Stage 2: one update on Eq. (3), sequences corrupted by Eq. (2)."""
-    model, optimizer = trainee.networks["model"], trainee.optimizers["model"]
-    N = batch.tokens.shape[1]
-    cutoff = cutoff_score(batch.scores, mask_ratio(batch.r, config.mask_schedule, N))
-    inputs = commit_mask(batch.tokens, batch.condition_tokens, batch.is_pad, batch.scores, cutoff,
-                         model.mask_id)
-    task = torch.full_like(batch.label, task_index(batch.task))
-    terms: dict[str, Tensor] = {}
-    for part in torch.arange(len(inputs), device=inputs.device).chunk(config.accumulate):
-        share = len(part) / len(inputs)
-        with autocast(config.precision, inputs.device):
-            logits = model(inputs[part], task[part], batch.label[part])
-        loss = commit_loss(logits, batch.tokens[part], batch.is_pad, batch.scores[part],
-                           cutoff[part], config.label_smoothing)
-        (share * loss.total).backward()
-        for name, value in dict(loss=loss.total, refine=loss.refine, mask=loss.mask,
-                                reconstruct=loss.reconstruct).items():
-            terms[name] = terms.get(name, 0.0) + share * value.detach()
-    average_gradients(model)
-    terms["model gradient"] = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-    optimizer.step()
-    optimizer.zero_grad()
-    return terms
-
-
-# ---------------------------------------------------------------------------------------------
-# Setting up the stages
 
 def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
                     processes: Processes, stage: str = "tokenizer") -> bool:
@@ -320,11 +216,14 @@ class TokenSource:
 
     def _tokens(self, video: Tensor) -> Tensor:
         with autocast(self.config.precision, video.device):
-            return rearrange(self.tokenizer.encode(video), "b t h w -> b (t h w)")
+            return torch.cat([rearrange(self.tokenizer.encode(part), "b t h w -> b (t h w)")
+                              for part in video.split(self.config.tokenize_at_once)])
 
     def _condition(self, video: Tensor, task: str) -> tuple[Tensor, Tensor]:
         with autocast(self.config.precision, video.device):
-            return tokenize_condition(self.tokenizer, video, task, self.config.condition_frames)
+            parts = [tokenize_condition(self.tokenizer, part, task, self.config.condition_frames)
+                     for part in video.split(self.config.tokenize_at_once)]
+        return torch.cat([tokens for tokens, _ in parts]), parts[0][1]
 
     def __call__(self, step: int, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """tokens, condition tokens (B, N), is_pad (N,), label (B,) of this process's share."""
@@ -359,6 +258,7 @@ def main() -> None:
     run = Path(options.out or f"runs/{options.preset}")
     run.mkdir(parents=True, exist_ok=True)
     processes = start_processes()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
         source = open_source(asdict(config), dict(
             root=options.data, split=options.split, layout=options.layout,

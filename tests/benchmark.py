@@ -1,9 +1,11 @@
 """Step time and peak memory of both stages: a table for the README, never a pass or fail.
 
-    python tests/benchmark.py            toy and B on this machine (a GPU, if there is one)
+    python tests/benchmark.py            toy, B, L and H on this machine (a GPU, if there is one)
 
-Each row runs in a process of its own, so that peak memory is its own. Random clips; the figures
-are the median of the steps after the first two.
+Each row runs in a process of its own, so that peak memory is its own. Made-up clips; the time is
+the median of the steps after the first. Beside the memory that the process took stands what
+plan.py counts for its tensors, in the same precision: the one is measured, the other predicts what
+larger batches need.
 """
 from __future__ import annotations
 
@@ -12,69 +14,50 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from discriminator import Discriminator3d, LeCam  # noqa: E402
-from loop import Trainee  # noqa: E402
+from plan import count_step, networks_of, step_on  # noqa: E402
 from presets import PRESETS  # noqa: E402
-from tokenizer import VideoTokenizer  # noqa: E402
-from train import TokenBatch, tokenizer_step, transformer_step  # noqa: E402
-from transformer import MaskedTransformer  # noqa: E402
 
 ROWS = [("toy", "tokenizer", 4, 12), ("toy", "transformer", 16, 12),
-        ("ucf101-B", "tokenizer", 1, 3), ("ucf101-B", "transformer", 1, 5)]
+        ("ucf101-B", "tokenizer", 1, 3), ("ucf101-B", "transformer", 1, 4),
+        ("ucf101-L", "tokenizer", 1, 2), ("ucf101-L", "transformer", 1, 3),
+        ("web-H", "transformer", 1, 3)]
+GIB = 2**30
 
 
 def measure(preset: str, stage: str, batch: int, steps: int) -> str:
-    """One row: seconds a step and peak memory."""
-    config = PRESETS[preset]
+    """One row: seconds a step, and peak memory as measured and as counted."""
+    config = replace(PRESETS[preset], token_pool=1, checkpointing=preset.endswith(("L", "H")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    if stage == "tokenizer":
-        networks = dict(model=VideoTokenizer(config.tokenizer_config()))
-        networks["ema"] = VideoTokenizer(config.tokenizer_config()).requires_grad_(False)
-        if config.adversarial_weight:
-            networks |= dict(discriminator=Discriminator3d(config.discriminator_config()),
-                             lecam=LeCam())
-        video = torch.rand(batch, 3, config.frames, config.resolution, config.resolution)
-
-        def step(trainee: Trainee) -> None:
-            tokenizer_step(trainee, video.to(device), config)
-    else:
-        model = MaskedTransformer(config.transformer_config(config.num_classes))
-        networks, N = dict(model=model), model.config.num_tokens
-        tokens = torch.randint(model.config.codebook_size, (batch, N), device=device)
-        data = TokenBatch("CG", tokens, tokens, torch.ones(N, dtype=torch.bool, device=device),
-                          torch.zeros(batch, dtype=torch.long, device=device),
-                          torch.rand(batch, N, device=device), torch.rand(batch, device=device))
-
-        def step(trainee: Trainee) -> None:
-            transformer_step(trainee, data, config)
-    networks = {name: network.to(device) for name, network in networks.items()}
-    trainee = Trainee(networks, {name: torch.optim.Adam(networks[name].parameters(), lr=1e-4)
-                                 for name in ("model", "discriminator") if name in networks})
+    step = step_on(networks_of(config, stage, device), config, stage, batch)
     seconds = []
     for _ in range(steps):
         begin = time.perf_counter()
-        step(trainee)
+        step()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    peak = (torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-    adversary = ", GAN" if "discriminator" in networks else ""
-    return (f"| {preset} | {stage}{adversary} | {batch} | {statistics.median(seconds[2:]):.2f} s | "
-            f"{peak:.1f} GiB |")
+    peak = (torch.cuda.max_memory_allocated() if device.type == "cuda" else
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    how = ", ".join(filter(None, [
+        stage, "GAN" if stage == "tokenizer" and config.adversarial_weight else "",
+        "checkpointing" if config.checkpointing else ""]))
+    return (f"| {preset} | {how} | {batch} | {statistics.median(seconds[1:]):.2f} s | "
+            f"{peak / GIB:.1f} GiB | {count_step(config, stage, batch)[1] / GIB:.1f} GiB |")
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
     else:
-        print("| preset | stage | batch | step | peak memory |\n|---|---|---|---|---|", flush=True)
+        print("| preset | stage | batch | step | peak memory | counted |\n|---|---|---|---|---|---|",
+              flush=True)
         for row in ROWS:
             subprocess.run([sys.executable, __file__, *map(str, row)], check=True)

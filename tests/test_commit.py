@@ -238,6 +238,17 @@ def test_pixels_outside_the_condition_change_nothing_at_masked_positions(generat
         assert not torch.equal(*direct)
 
 
+def test_where_nothing_is_given_one_clip_of_padding_is_tokenized_for_all(generator, monkeypatch):
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer(TOKENIZERS["toy"])
+    video = torch.rand(3, 3, 16, 32, 32, generator=generator)
+    each = torch.cat([tokenize_condition(tokenizer, clip[None], "CG")[0] for clip in video])
+    seen, encode = [], tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda clips: seen.append(len(clips)) or encode(clips))
+    assert torch.equal(tokenize_condition(tokenizer, video, "CG")[0], each)
+    assert tokenize_condition(tokenizer, video, "FP")[0].shape == each.shape and seen == [1, 3]
+
+
 @pytest.mark.parametrize("frames, task", [(0, "FP"), (16, "FP"), (8, "FI"), (-1, "CFP")])
 def test_a_condition_that_gives_nothing_or_all_is_refused(frames, task):
     with pytest.raises(ValueError, match="condition frames"):

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 README = ROOT / "README.md"
 ROOMS = ["shapes", "bair", "datasets", "data", "tokenizer", "commit", "transformer", "decode",
-         "discriminator", "checkpoint", "presets", "loop", "train", "metrics", "report",
-         "pretrained", "protocols", "features", "evaluate"]
+         "discriminator", "checkpoint", "presets", "loop", "steps", "plan", "train", "metrics",
+         "report", "pretrained", "protocols", "features", "evaluate"]
 ROOMS = [room for room in ROOMS if (ROOT / f"{room}.py").exists()]
 FUNCTION_LINES, FILE_LINES, WIDTH = 80, 400, 100
 
@@ -100,12 +100,17 @@ def opening(room):
 
 
 def rooms_table():
-    rows = ["| room | what it is | paper | lines |", "|---|---|---|---|"]
+    rows = ["| room | what it is | paper | lines | `python` it and see |", "|---|---|---|---|---|"]
     for room in ROOMS:
         book = opening(room)
         paper = book.get("Paper", "").split(";")[0]
-        rows.append(f"| [`{room}.py`]({room}.py) | {book['title'].rstrip('.')} | {paper} | "
-                    f"{len(source(room).splitlines())} |")
+        while "(" in paper:                                       # the innermost brackets first
+            paper = re.sub(r" *\([^()]*\)", "", paper)
+        shown = re.search(rf"{room}\.py(?: [A-Z[]\S*)?  +(.+)", ast.get_docstring(
+            ast.parse(source(room))))[1]
+        rows.append(f"| [`{room}.py`]({room}.py) | {book['title'].rstrip('.')} | "
+                    f"{'-' if paper.startswith('none') else paper or '-'} | "
+                    f"{len(source(room).splitlines())} | {shown} |")
     return "\n".join(rows)
 
 
@@ -119,9 +124,21 @@ def imports(room):
     return found
 
 
+def floors():
+    """Rooms by floor: each imports only from floors below its own."""
+    built, left = [], {room: imports(room) for room in ROOMS}
+    while left:
+        below = {room for floor in built for room in floor}
+        floor = [room for room, needs in left.items() if needs <= below]
+        assert floor, f"a circle among {sorted(left)}"
+        built.append(floor)
+        left = {room: needs for room, needs in left.items() if room not in floor}
+    return built
+
+
 def imports_table():
-    return "```\n" + "\n".join(f"{room:14} <- {', '.join(sorted(imports(room))) or '-'}"
-                               for room in ROOMS) + "\n```"
+    return "```\n" + "\n".join(f"floor {number}   {'  '.join(floor)}" for number, floor in
+                               reversed(list(enumerate(floors())))) + "\n```"
 
 
 def sizes_table():
@@ -202,13 +219,7 @@ def test_public_classes_and_functions_say_what_types_cannot(room):
 
 
 def test_imports_run_one_way():
-    order, left = [], {room: imports(room) for room in ROOMS}
-    while left:
-        ready = [room for room, needs in left.items() if needs <= set(order)]
-        assert ready, f"a circle among {sorted(left)}"
-        order += ready
-        for room in ready:
-            del left[room]
+    assert sorted(room for floor in floors() for room in floor) == sorted(ROOMS)
     ground = {"data", "pretrained", "discriminator", "tokenizer", "transformer", "commit"}
     for room in ground:
         allowed = {"shapes", "datasets"} | ({"tokenizer"} if room == "discriminator" else set())

@@ -20,7 +20,8 @@ import evaluate
 import features
 from checkpoint import save_checkpoint
 from data import write_video
-from features import Place, noise_of, run_labels, stored
+from features import noise_of, run_labels, stored
+from loop import Processes
 from metrics import ssim
 from presets import PRESETS
 from protocols import PROTOCOLS, real_clips
@@ -142,7 +143,7 @@ def test_samples_shared_by_three_places_are_those_of_one(run, tmp_path, cheap):
     for rank in (2, 1):                 # without torchrun nobody waits: they read what there is
         job = evaluate.open_job(place, "toy", dict(root=None, split=None, layout=None),
                                 evaluate.open_judges([]), list(PROTOCOLS["toy"].metrics),
-                                dict(steps=2), 0, 4, Place(rank, 3))
+                                dict(steps=2), 0, 4, Processes(rank, 3))
         for work in (lambda: evaluate.fake_rows(job, "FP", clips),
                      lambda: evaluate.real_rows(job, clips)):
             with pytest.raises(FileNotFoundError):
@@ -301,10 +302,10 @@ def test_stored_rows_come_back_in_order_and_once(tmp_path):
         return dict(x=torch.tensor([[float(item)] for item in part]))
 
     for _ in range(2):
-        rows = stored(tmp_path, list(range(7)), 3, compute, Place(), "x")
+        rows = stored(tmp_path, list(range(7)), 3, compute, Processes(), "x")
         assert rows["x"].flatten().tolist() == list(range(7))
     assert calls == [([0, 1, 2], 0), ([3, 4, 5], 3), ([6], 6)]
-    assert stored(tmp_path, list(range(8)), 3, compute, Place(), "x")["x"].shape == (8, 1)
+    assert stored(tmp_path, list(range(8)), 3, compute, Processes(), "x")["x"].shape == (8, 1)
     assert calls[3:] == [([6, 7], 6)]                           # the last batch has grown
 
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from conftest import golden_path
 from einops import rearrange
-from official import (arrays_of, below, discriminator_state, load_discriminator,
+from official import (below, discriminator_state, load_discriminator,
                       load_image_tokenizer, load_tokenizer, load_transformer, tokenizer_state,
                       transformer_state, video)
 
 import evaluate
 import resnet
 import train
-from commit import (TASKS, commit_loss, commit_mask, cutoff_score, is_padding, make_condition,
+from commit import (commit_loss, commit_mask, cutoff_score, is_padding, make_condition,
                     mask_ratio, num_masked, token_cross_entropy)
 from decode import commit_decode
 from discriminator import LeCam, discriminator_loss, generator_loss

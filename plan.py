@@ -1,0 +1,209 @@
+"""The plan of a run: its sizes, steps, arithmetic and memory, before any of it is spent.
+
+Paper   App. A.1 and A.2 (sizes), App. B.2 and Table 2 of the appendix (steps)
+
+Shapes  any, without contents: FakeTensorMode gives every tensor a shape and no memory, so that
+        the real training step of the largest model runs in a second on a laptop.
+
+Read    plan, step_cost, count_step; networks_of and step_on (a step on made-up clips); Count.
+
+Run:    python plan.py                          what a step costs, what --checkpointing saves
+        python train.py PRESET --dry-run        the plan of a run
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from dataclasses import replace
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from discriminator import Discriminator3d, LeCam
+from loop import Trainee
+from presets import PRESETS, TrainConfig
+from steps import TokenBatch, tokenizer_step, transformer_step
+from tokenizer import VideoTokenizer
+from transformer import MaskedTransformer
+
+CARD = 80e9                                  # bytes of the card that the plan fits clips into
+
+
+def plan(name: str, config: TrainConfig) -> str:
+    """What a preset would do, as a table: settings, sizes, steps, arithmetic, memory."""
+    lines = [f"preset {name}"]
+    default = TrainConfig()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        changed = " " if value == getattr(default, field.name) else "*"
+        value = " ".join(value) if field.name == "tasks" else value
+        lines.append(f"  {changed} {field.name:22} {value}")
+    tokenizer_config = config.tokenizer_config()
+    transformer_config = config.transformer_config(config.num_classes)
+    with torch.device("meta"):
+        tokenizer = VideoTokenizer(tokenizer_config)
+        networks = {"tokenizer": tokenizer,
+                    "discriminator": Discriminator3d(config.discriminator_config()),
+                    "transformer": MaskedTransformer(transformer_config)}
+    shape = tokenizer.latent_shape(config.frames, config.resolution, config.resolution)
+    lines.append(f"\nvideo {config.frames}x{config.resolution}x{config.resolution} -> "
+                 f"{'x'.join(map(str, shape))} tokens of {tokenizer_config.codebook_size}; "
+                 f"sequence {transformer_config.sequence_length}, "
+                 f"vocabulary {transformer_config.vocabulary_size}")
+    for part, network in networks.items():
+        lines.append(f"{part:14} {sum(p.numel() for p in network.parameters()):>12,} parameters")
+    for stage in ("tokenizer", "transformer"):
+        steps, warmup = config.steps(stage, config.train_videos)
+        batch = getattr(config, f"{stage}_batch")
+        cost = step_cost(replace(config, precision="float32"), stage)        # bfloat16: less a clip
+        lines += [f"\nstage {stage}: {config.train_videos:,} videos, batch {batch}: "
+                  f"{max(1, config.train_videos // batch):,} steps per epoch, "
+                  f"{steps:,} steps, {warmup:,} of warm-up",
+                  f"  a step: {batch * cost.flop_per_clip / 1e12:,.2f} TFLOP",
+                  f"  memory in float32: {cost}, so that the batch takes "
+                  f"{math.ceil(batch / max(1, cost.clips_that_fit)):,} processes or --accumulate"]
+    return "\n".join(lines)
+
+
+class StepCost(NamedTuple):
+    """What a training step takes; bytes are of memory."""
+
+    flop_per_clip: float        # forward, backward, R1's second derivative, recomputation
+    fixed: float                # weights, their average, gradients, optimizer
+    per_clip: float             # of the clips that pass at once: batch / processes / accumulate
+
+    @property
+    def clips_that_fit(self) -> int:
+        return max(0, int((CARD - self.fixed) // self.per_clip))
+
+    def __str__(self) -> str:
+        return (f"{self.fixed / 2**30:.1f} GiB and {self.per_clip / 2**30:.2f} GiB for each clip "
+                f"at once; {self.clips_that_fit:,} clips fit 80 GB")
+
+
+def step_cost(config: TrainConfig, stage: str) -> StepCost:
+    """Counted, not estimated, on 16 and on 32 clips: from there on each clip adds the same.
+
+    Stage 2 makes the tokens of its next batch during a step, unless config.token_pool has them
+    ready: that is added.
+    """
+    (flop, some), (more_flop, more) = (count_step(config, stage, clips) for clips in (16, 32))
+    cost = StepCost((more_flop - flop) / 16, 2 * some - more, (more - some) / 16)
+    if stage == "tokenizer" or config.token_pool:
+        return cost
+    with torch.device("meta"):
+        tokenizer = VideoTokenizer(config.tokenizer_config())
+    with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
+        clips = config.tokenize_at_once
+        tokenizer.to_empty(device="cpu").encode(made_up(config, clips, torch.device("cpu")))
+    videos = 1 if config.tasks == ("CG",) else 2                     # with their conditions
+    return StepCost(cost.flop_per_clip + videos * count.flop / clips,
+                    cost.fixed + count.most_bytes, cost.per_clip)
+
+
+def count_step(config: TrainConfig, stage: str, clips: int) -> tuple[int, int]:
+    """(FLOP, bytes) of the second step of a stage on so many clips at once.
+
+    Bytes: the most that tensors held together, in the config's precision as on a CPU. Not in it:
+    what kernels need for themselves, the copy of the gradients that processes exchange, LPIPS.
+    """
+    config = replace(config, accumulate=1)
+    networks = networks_of(config, stage, torch.device("meta"))
+    with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
+        fake = {name: network.to_empty(device="cpu") for name, network in networks.items()}
+        step = step_on(fake, config, stage, clips)
+        step()
+        first = count.flop
+        step()
+    return count.flop - first, count.most_bytes
+
+
+def networks_of(config: TrainConfig, stage: str, device: torch.device) -> dict[str, nn.Module]:
+    """What a stage trains, with fresh weights."""
+    with device:
+        if stage == "transformer":
+            model = MaskedTransformer(config.transformer_config(config.num_classes))
+            model.checkpointing = config.checkpointing
+            return dict(model=model)
+        networks = dict(model=VideoTokenizer(config.tokenizer_config()),
+                        ema=VideoTokenizer(config.tokenizer_config()).requires_grad_(False))
+        for half in (networks["model"].encoder, networks["model"].decoder):
+            half.checkpointing = config.checkpointing
+        if config.adversarial_weight:
+            networks |= dict(discriminator=Discriminator3d(config.discriminator_config()),
+                             lecam=LeCam())
+        return networks
+
+
+def made_up(config: TrainConfig, clips: int, device: torch.device) -> Tensor:
+    """Noise in the shape of a batch of clips."""
+    return torch.rand(clips, 3, config.frames, config.resolution, config.resolution, device=device)
+
+
+def step_on(networks: dict[str, nn.Module], config: TrainConfig, stage: str,
+            clips: int) -> Callable[[], dict[str, Tensor]]:
+    """A training step of a stage on so many made-up clips, to be called again and again."""
+    device = next(networks["model"].parameters()).device
+    trainee = Trainee(networks, {
+        name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate, fused=True)
+        for name in ("model", "discriminator") if name in networks})
+    if stage == "tokenizer":
+        video = made_up(config, clips, device)
+        return lambda: tokenizer_step(trainee, video, config)
+    size = networks["model"].config
+    tokens = torch.randint(size.codebook_size, (clips, size.num_tokens), device=device)
+    batch = TokenBatch(config.tasks[0], tokens, tokens, is_pad=torch.ones_like(tokens[0]).bool(),
+                       label=torch.zeros_like(tokens[:, 0]),
+                       scores=torch.rand(clips, size.num_tokens, device=device),
+                       r=torch.rand(clips, device=device))
+    return lambda: transformer_step(trainee, batch, config)
+
+
+class Count(TorchDispatchMode):
+    """Sees every operation: its FLOP, and the bytes that tensors hold, now and at the most."""
+
+    def __init__(self):
+        super().__init__()
+        self.flop = self.bytes = self.most_bytes = 0
+        self.known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        result = function(*arguments, **options)
+        formula = flop_registry.get(function._overloadpacket)
+        if formula is not None:
+            self.flop += formula(*arguments, **options, out_val=result)
+        tree_map_only(Tensor, self._see, result)
+        return result
+
+    def _see(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()                               # views share one
+        if storage not in self.known:
+            self.known.add(storage)
+            weakref.finalize(storage, self._free, storage.nbytes())
+            self.bytes += storage.nbytes()
+            self.most_bytes = max(self.most_bytes, self.bytes)
+        return tensor
+
+    def _free(self, size: int) -> None:
+        self.bytes -= size
+
+
+def main() -> None:
+    print(f"{'ucf101-B, a training step':34} GFLOP a clip   memory in float32")
+    for stage in ("tokenizer", "transformer"):
+        for checkpointing in (False, True):
+            config = replace(PRESETS["ucf101-B"], checkpointing=checkpointing, precision="float32")
+            cost = step_cost(config, stage)
+            print(f"{stage:12} {'--checkpointing' if checkpointing else '':21} "
+                  f"{cost.flop_per_clip / 1e9:12,.0f}   {cost}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

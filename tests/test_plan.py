@@ -1,0 +1,77 @@
+"""plan.py: what a run costs, counted before it runs."""
+import dataclasses
+from dataclasses import replace
+
+import pytest
+import torch
+
+from plan import Count, count_step, networks_of, plan, step_cost, step_on
+from presets import PRESETS, TrainConfig
+
+TOY = replace(PRESETS["toy"], precision="float32", token_pool=0)
+
+
+def test_the_plan_prints_sizes_steps_and_every_setting():
+    text = plan("ucf101-B", PRESETS["ucf101-B"])
+    for words in ("40,579,843", "15,339,457", "74 steps per epoch, 37,000 steps", "74,000 steps",
+                  "sequence 1026", "4x16x16 tokens of 1024"):
+        assert words in text
+    assert all(field.name in text for field in dataclasses.fields(TrainConfig))
+
+
+def test_bytes_are_those_of_the_tensors_alive_and_views_are_free():
+    with Count() as count:
+        x = torch.zeros(1000)                                      # 4,000 bytes
+        y = x.view(10, 100).t()
+        assert count.bytes == 4000
+        z = x + 1
+        assert count.bytes == 8000
+        del z
+        z = x.double()
+        assert count.bytes == count.most_bytes == 12_000
+        del x, y, z
+    assert count.bytes == 0 and count.most_bytes == 12_000
+
+
+def test_a_matrix_product_is_two_flop_per_multiplication_and_its_gradient_twice_that():
+    a, b = torch.ones(2, 3, requires_grad=True), torch.ones(3, 5, requires_grad=True)
+    with Count() as count:
+        product = (a @ b).sum()
+        assert count.flop == 2 * 2 * 3 * 5
+        product.backward()
+    assert count.flop == 3 * 2 * 2 * 3 * 5
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+def test_a_step_without_contents_costs_what_a_real_step_costs(stage):
+    config = replace(TOY, adversarial_weight=0.1, token_pool=1)
+    with Count() as count:
+        step = step_on(networks_of(config, stage, torch.device("cpu")), config, stage, clips=3)
+        step()
+        first = count.flop
+        step()
+    flop, most_bytes = count_step(config, stage, clips=3)
+    assert count.flop - first == flop
+    assert count.most_bytes == pytest.approx(most_bytes, rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+def test_memory_grows_by_the_same_amount_with_every_clip(stage):
+    cost = step_cost(replace(TOY, token_pool=1), stage)
+    assert count_step(TOY, stage, 50)[1] == pytest.approx(cost.fixed + 50 * cost.per_clip, rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+def test_checkpointing_trades_memory_for_arithmetic(stage):
+    keeps, recomputes = (step_cost(replace(TOY, token_pool=1, checkpointing=checkpointing), stage)
+                         for checkpointing in (False, True))
+    assert recomputes.per_clip < 0.6 * keeps.per_clip
+    assert 1.1 < recomputes.flop_per_clip / keeps.flop_per_clip < 1.5
+
+
+def test_stage_2_counts_the_tokens_of_the_next_batch_unless_they_are_ready():
+    pooled, anew = (step_cost(replace(TOY, token_pool=pool), "transformer") for pool in (1, 0))
+    only_cg = step_cost(replace(TOY, tasks=("CG",)), "transformer")
+    assert pooled.fixed < anew.fixed and pooled.per_clip == anew.per_clip
+    extra, half = (cost.flop_per_clip - pooled.flop_per_clip for cost in (anew, only_cg))
+    assert extra == pytest.approx(2 * half) and half > 0       # CG's condition is the same for all
