@@ -273,7 +273,8 @@ def tokenize_condition(tokenizer: nn.Module, video: Tensor, task: str, frames: i
     condition, valid = make_condition(video, task, frames)
     if not valid.any():                                  # CG: the same padding for every clip
         condition = condition[:1]
-    tokens = rearrange(tokenizer.encode(condition), "b t h w -> b (t h w)").expand(len(video), -1)
+    tokens = rearrange(tokenizer.encode(condition), "b t h w -> b (t h w)")
+    tokens = tokens.expand(len(video), -1).contiguous()
     return tokens, is_padding(valid, tokenizer.latent_shape(*video.shape[2:])).flatten()
 
 

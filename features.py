@@ -58,7 +58,7 @@ Rows = dict[str, Tensor]
 
 
 def start_evaluation() -> Processes:
-    """Like training's processes, but they meet only to wait for the slowest: for a day, maybe."""
+    """Processes that meet at barriers only, where the slowest may be hours behind: so wait long."""
     return start_processes("gloo", timeout=timedelta(days=7))
 
 

@@ -1,4 +1,4 @@
-"""The loop that trains either stage: resumable to the bit, on one process or many.
+"""The loop that trains either stage: resumable (on CPUs to the bit), on one process or many.
 
 Paper   App. B.2 (learning rate); the rest is what keeps a long run alive
 
@@ -71,7 +71,10 @@ class Processes(NamedTuple):
 
 
 def start_processes(backend: str | None = None, **options) -> Processes:
-    """One process, or what torchrun started: NCCL with GPUs, gloo without. options: torch's own."""
+    """One process, or what torchrun started: NCCL with GPUs, gloo without.
+
+    options go to dist.init_process_group.
+    """
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -264,7 +267,7 @@ def refuse_nonfinite(stage: str, step: int, terms: dict, saved: int, path: Path)
 def refuse_other_configuration(path: Path, old: dict, new: dict) -> None:
     """ValueError naming the settings in which a checkpoint differs from the run to be resumed.
 
-    Not compared: what changes no weights, and stage 2's settings where stage 1 is resumed.
+    Not compared: what may change on the way, and stage 2's settings where stage 1 is resumed.
     """
     free = {"compile", "checkpointing", "save_every", "precision", "tokenize_at_once",
             "decode_steps", "decode_schedule", "decode_temperature", "test_root", "test_split"}

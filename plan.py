@@ -3,7 +3,7 @@
 Paper   App. A.1 and A.2 (sizes), App. B.2 and Table 2 of the appendix (steps)
 
 Shapes  any, without contents: FakeTensorMode gives every tensor a shape and no memory, so that
-        the real training step of the largest model runs in a second on a laptop.
+        the real training step of the largest model runs in seconds on a laptop.
 
 Read    plan, step_cost, count_step; networks_of and step_on (a step on made-up clips); Count.
 
@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from commit import make_condition
 from discriminator import Discriminator3d, LeCam
 from loop import Trainee
 from presets import PRESETS, TrainConfig
@@ -34,10 +35,18 @@ from transformer import MaskedTransformer
 
 CARD = 80e9                                  # bytes of the card that the plan fits clips into
 
+# FLOP of an operation from the shapes of its arguments; torch lists attention on GPUs only.
+aten = torch.ops.aten
+FORMULAS = flop_registry | {
+    aten._scaled_dot_product_flash_attention_for_cpu:
+        flop_registry[aten._scaled_dot_product_flash_attention],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        flop_registry[aten._scaled_dot_product_flash_attention_backward]}
+
 
 def plan(name: str, config: TrainConfig) -> str:
     """What a preset would do, as a table: settings, sizes, steps, arithmetic, memory."""
-    lines = [f"preset {name}"]
+    lines = [f"preset {name}; * where it differs from what TrainConfig says"]
     default = TrainConfig()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -48,9 +57,9 @@ def plan(name: str, config: TrainConfig) -> str:
     transformer_config = config.transformer_config(config.num_classes)
     with torch.device("meta"):
         tokenizer = VideoTokenizer(tokenizer_config)
-        networks = {"tokenizer": tokenizer,
-                    "discriminator": Discriminator3d(config.discriminator_config()),
-                    "transformer": MaskedTransformer(transformer_config)}
+        networks = {"tokenizer": tokenizer, "transformer": MaskedTransformer(transformer_config)}
+        if config.adversarial_weight:
+            networks["discriminator"] = Discriminator3d(config.discriminator_config())
     shape = tokenizer.latent_shape(config.frames, config.resolution, config.resolution)
     lines.append(f"\nvideo {config.frames}x{config.resolution}x{config.resolution} -> "
                  f"{'x'.join(map(str, shape))} tokens of {tokenizer_config.codebook_size}; "
@@ -61,13 +70,16 @@ def plan(name: str, config: TrainConfig) -> str:
     for stage in ("tokenizer", "transformer"):
         steps, warmup = config.steps(stage, config.train_videos)
         batch = getattr(config, f"{stage}_batch")
-        cost = step_cost(replace(config, precision="float32"), stage)        # bfloat16: less a clip
+        cost = step_cost(replace(config, precision="float32"), stage)     # bfloat16: less
+        tokens = f" and {batch * cost.tokens_per_clip / 1e12:,.2f} to make its tokens"
+        shares = math.ceil(batch / max(1, cost.clips_that_fit))
         lines += [f"\nstage {stage}: {config.train_videos:,} videos, batch {batch}: "
                   f"{max(1, config.train_videos // batch):,} steps per epoch, "
                   f"{steps:,} steps, {warmup:,} of warm-up",
-                  f"  a step: {batch * cost.flop_per_clip / 1e12:,.2f} TFLOP",
-                  f"  memory in float32: {cost}, so that the batch takes "
-                  f"{math.ceil(batch / max(1, cost.clips_that_fit)):,} processes or --accumulate"]
+                  f"  a step: {batch * cost.flop_per_clip / 1e12:,.2f} TFLOP"
+                  f"{tokens if cost.tokens_per_clip else ''}",
+                  f"  memory in float32: {cost}, a batch in {shares:,} parts or more "
+                  "(processes x --accumulate)"]
     return "\n".join(lines)
 
 
@@ -75,7 +87,8 @@ class StepCost(NamedTuple):
     """What a training step takes; bytes are of memory."""
 
     flop_per_clip: float        # forward, backward, R1's second derivative, recomputation
-    fixed: float                # weights, their average, gradients, optimizer
+    tokens_per_clip: float      # FLOP again: of stage 2's tokens, made anew in each step
+    fixed: float                # weights, their average, gradients, optimizer, making tokens
     per_clip: float             # of the clips that pass at once: batch / processes / accumulate
 
     @property
@@ -83,45 +96,54 @@ class StepCost(NamedTuple):
         return max(0, int((CARD - self.fixed) // self.per_clip))
 
     def __str__(self) -> str:
-        return (f"{self.fixed / 2**30:.1f} GiB and {self.per_clip / 2**30:.2f} GiB for each clip "
-                f"at once; {self.clips_that_fit:,} clips fit 80 GB")
+        return (f"{amount(self.fixed)} and {amount(self.per_clip)} for each clip at once; "
+                f"{self.clips_that_fit:,} clips fit 80 GB")
+
+
+def amount(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
 
 
 def step_cost(config: TrainConfig, stage: str) -> StepCost:
-    """Counted, not estimated, on 16 and on 32 clips: from there on each clip adds the same.
+    """From counts on 16 and 32 clips at once; from there on memory is linear.
 
     Stage 2 makes the tokens of its next batch during a step, unless config.token_pool has them
-    ready: that is added.
+    ready: that is added. A task that gives nothing (CG) has one condition for all clips.
     """
     (flop, some), (more_flop, more) = (count_step(config, stage, clips) for clips in (16, 32))
-    cost = StepCost((more_flop - flop) / 16, 2 * some - more, (more - some) / 16)
+    flop, per_clip = (more_flop - flop) / 16, (more - some) / 16
+    fixed = some - 16 * per_clip
     if stage == "tokenizer" or config.token_pool:
-        return cost
+        return StepCost(flop, 0.0, fixed, per_clip)
     with torch.device("meta"):
         tokenizer = VideoTokenizer(config.tokenizer_config())
+    clips = made_up(replace(config, resolution=8), 1, torch.device("cpu"))
+    given = [make_condition(clips, task, config.condition_frames)[1].any() for task in config.tasks]
+    videos = 1 + sum(given) / len(given)                            # each clip, and its condition
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
-        clips = config.tokenize_at_once
-        tokenizer.to_empty(device="cpu").encode(made_up(config, clips, torch.device("cpu")))
-    videos = 1 if config.tasks == ("CG",) else 2                     # with their conditions
-    return StepCost(cost.flop_per_clip + videos * count.flop / clips,
-                    cost.fixed + count.most_bytes, cost.per_clip)
+        at_once = config.tokenize_at_once
+        tokenizer.to_empty(device="cpu").encode(made_up(config, at_once, torch.device("cpu")))
+    return StepCost(flop, float(videos) * count.flop / at_once, fixed + count.most_bytes, per_clip)
 
 
-def count_step(config: TrainConfig, stage: str, clips: int) -> tuple[int, int]:
+def count_step(config: TrainConfig, stage: str, clips: int) -> tuple[float, int]:
     """(FLOP, bytes) of the second step of a stage on so many clips at once.
 
-    Bytes: the most that tensors held together, in the config's precision as on a CPU. Not in it:
-    what kernels need for themselves, the copy of the gradients that processes exchange, LPIPS.
+    Bytes: the most that tensors held together, in the config's precision as on a CPU. With
+    config.accumulate, of two passes, and FLOP of one. Not in it: what kernels need for
+    themselves, the copy of the gradients that processes exchange, LPIPS.
     """
-    config = replace(config, accumulate=1)
+    passes = min(config.accumulate, 2)
+    config = replace(config, accumulate=passes)
     networks = networks_of(config, stage, torch.device("meta"))
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
         fake = {name: network.to_empty(device="cpu") for name, network in networks.items()}
-        step = step_on(fake, config, stage, clips)
+        step = step_on(fake, config, stage, clips * passes)
         step()
         first = count.flop
         step()
-    return count.flop - first, count.most_bytes
+    return (count.flop - first) / passes, count.most_bytes
 
 
 def networks_of(config: TrainConfig, stage: str, device: torch.device) -> dict[str, nn.Module]:
@@ -133,8 +155,9 @@ def networks_of(config: TrainConfig, stage: str, device: torch.device) -> dict[s
             return dict(model=model)
         networks = dict(model=VideoTokenizer(config.tokenizer_config()),
                         ema=VideoTokenizer(config.tokenizer_config()).requires_grad_(False))
-        for half in (networks["model"].encoder, networks["model"].decoder):
-            half.checkpointing = config.checkpointing
+        if hasattr(networks["model"], "encoder"):
+            for half in (networks["model"].encoder, networks["model"].decoder):
+                half.checkpointing = config.checkpointing
         if config.adversarial_weight:
             networks |= dict(discriminator=Discriminator3d(config.discriminator_config()),
                              lecam=LeCam())
@@ -166,7 +189,7 @@ def step_on(networks: dict[str, nn.Module], config: TrainConfig, stage: str,
 
 
 class Count(TorchDispatchMode):
-    """Sees every operation: its FLOP, and the bytes that tensors hold, now and at the most."""
+    """Sees every operation: its FLOP, and the bytes that tensors hold, now and at the peak."""
 
     def __init__(self):
         super().__init__()
@@ -176,7 +199,7 @@ class Count(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         options = options or {}
         result = function(*arguments, **options)
-        formula = flop_registry.get(function._overloadpacket)
+        formula = FORMULAS.get(function._overloadpacket)
         if formula is not None:
             self.flop += formula(*arguments, **options, out_val=result)
         tree_map_only(Tensor, self._see, result)
@@ -202,7 +225,8 @@ def main() -> None:
             config = replace(PRESETS["ucf101-B"], checkpointing=checkpointing, precision="float32")
             cost = step_cost(config, stage)
             print(f"{stage:12} {'--checkpointing' if checkpointing else '':21} "
-                  f"{cost.flop_per_clip / 1e9:12,.0f}   {cost}", flush=True)
+                  f"{(cost.flop_per_clip + cost.tokens_per_clip) / 1e9:12,.0f}   {cost}",
+                  flush=True)
 
 
 if __name__ == "__main__":

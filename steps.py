@@ -1,11 +1,11 @@
-"""What one training step is: the losses of each stage, and whom they move.
+"""What one training step is: the losses of each stage, and what they update.
 
 Paper   Sec. 3.1 (Training: VQ, pixels, adversary), Sec. 3.2 (Eq. (2) and (3)), App. B.2 (weights)
 
 Shapes  stage 1: video (B, 3, T, H, W) -> reconstruction -> losses -> one update of both networks
         stage 2: tokens, condition tokens (B, N) -> Eq. (2) -> logits (B, N, K) -> Eq. (3)
 
-Read    tokenizer_step; TokenBatch and transformer_step.
+Read    tokenizer_step and tokenizer_pass; TokenBatch and transformer_step.
 
 Not here: where batches come from and who is in a Trainee (train.py), when to step (loop.py).
 
@@ -37,58 +37,68 @@ from transformer import MaskedTransformer
 def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict[str, Tensor]:
     """Stage 1: one simultaneous update of tokenizer and discriminator (Sec. 3.1, App. B.2).
 
-    Both losses are taken from the same forward pass, with the weights before the step
-    (official). `inputs=` keeps them apart: each backward pass fills the gradients of one network
-    only. video (B, 3, T, H, W) in [0, 1]. Returns the terms, unweighted, and the tokens used.
+    video (B, 3, T, H, W) in [0, 1]. Returns `loss`, which is weighted, its terms, which are not,
+    the norms of the gradients, and the tokens used.
     """
     model, ema = trainee.networks["model"], trainee.networks["ema"]
-    discriminator, lecam = (trainee.networks.get(name) for name in ("discriminator", "lecam"))
-    terms: dict[str, Tensor] = {}
-    tokens, verdicts = [], []
-    for part in video.chunk(config.accumulate):
-        share = len(part) / len(video)
-        with autocast(config.precision, part.device):
-            output = model(part)
-        tokens.append(output.tokens)
-        losses = dict(reconstruction=F.mse_loss(output.reconstruction, part),
-                      codebook=output.codebook_loss, commitment=output.commitment_loss,
-                      entropy=output.entropy_loss)
-        if trainee.perceptual is not None:
-            frames = [rearrange(clip, "b c t h w -> b t c h w")
-                      for clip in (output.reconstruction, part)]
-            losses["perceptual"] = trainee.perceptual(*frames).mean()
-        if discriminator is not None:
-            part.requires_grad_()                     # for R1, which needs float32; so no autocast
-            fake_logits, real_logits = discriminator(output.reconstruction), discriminator(part)
-            losses["generator"] = generator_loss(fake_logits)
-            means = [average_over_processes(x.mean()) for x in (real_logits, fake_logits)]
-            losses |= dict(discriminator=discriminator_loss(real_logits, fake_logits),
-                           r1=r1_penalty(real_logits, part), lecam=lecam(*means))
-            (share * (losses["discriminator"] + config.r1_weight * losses["r1"]
-                      + config.lecam_weight * losses["lecam"])
-             ).backward(inputs=list(discriminator.parameters()), retain_graph=True)
-            verdicts.append(share * torch.stack(means).detach())
-        total = (config.reconstruction_weight * losses["reconstruction"]
-                 + config.codebook_weight * losses["codebook"]
-                 + config.commitment_weight * losses["commitment"]
-                 + config.entropy_weight * losses["entropy"]
-                 + config.perceptual_weight * losses.get("perceptual", 0.0)
-                 + config.adversarial_weight * losses.get("generator", 0.0))
-        (share * total).backward(inputs=list(model.parameters()))
-        for name, loss in dict(loss=total, **losses).items():
-            terms[name] = terms.get(name, 0.0) + share * loss.detach()
+    parts = video.chunk(config.accumulate)
+    passes = [tokenizer_pass(trainee, part, len(part) / len(video), config) for part in parts]
+    terms = {name: sum(each[name] for each in passes) for name in passes[0] if name != "tokens"}
     for name, optimizer in trainee.optimizers.items():
         average_gradients(trainee.networks[name])
         terms[f"{name} gradient"] = nn.utils.get_total_norm(
             [p.grad for p in trainee.networks[name].parameters() if p.grad is not None])
         optimizer.step()
         optimizer.zero_grad()
-    if lecam is not None:
-        lecam.update(*sum(verdicts))                  # once a step, with the batch's means
+    if "lecam" in trainee.networks:                   # once a step, with the batch's means
+        trainee.networks["lecam"].update(terms.pop("real logit"), terms.pop("fake logit"))
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()),
                              1 - config.tokenizer_ema)
-    return terms | dict(tokens=torch.cat(tokens), contrast=output.reconstruction.detach().std())
+    return terms | dict(tokens=torch.cat([each["tokens"] for each in passes]))
+
+
+def tokenizer_pass(trainee: Trainee, part: Tensor, share: float, config: TrainConfig
+                   ) -> dict[str, Tensor]:
+    """Forward and backward for a part of the batch, which counts as `share` of it.
+
+    Both losses are taken from the same forward pass, with the weights before the step
+    (official). `inputs=` keeps them apart: each backward pass fills the gradients of one network
+    only. Returns the terms times share, and the tokens.
+    """
+    model, discriminator, lecam = (trainee.networks.get(name)
+                                   for name in ("model", "discriminator", "lecam"))
+    with autocast(config.precision, part.device):
+        output = model(part)
+    terms = dict(reconstruction=F.mse_loss(output.reconstruction, part),
+                 codebook=output.codebook_loss, commitment=output.commitment_loss,
+                 entropy=output.entropy_loss)
+    if trainee.perceptual is not None:
+        frames = [rearrange(clip, "b c t h w -> b t c h w")
+                  for clip in (output.reconstruction, part)]
+        terms["perceptual"] = trainee.perceptual(*frames).mean()
+    if discriminator is not None:
+        part.requires_grad_()                         # for R1, which needs float32; so no autocast
+        fake_logits, real_logits = discriminator(output.reconstruction), discriminator(part)
+        terms["generator"] = generator_loss(fake_logits)
+        terms |= {name: average_over_processes(logits.mean()) for name, logits in
+                  (("real logit", real_logits), ("fake logit", fake_logits))}
+        terms |= dict(discriminator=discriminator_loss(real_logits, fake_logits),
+                      r1=r1_penalty(real_logits, part),
+                      lecam=lecam(terms["real logit"], terms["fake logit"]))
+        (share * (terms["discriminator"] + config.r1_weight * terms["r1"]
+                  + config.lecam_weight * terms["lecam"])
+         ).backward(inputs=list(discriminator.parameters()), retain_graph=True)
+    loss = (config.reconstruction_weight * terms["reconstruction"]
+            + config.codebook_weight * terms["codebook"]
+            + config.commitment_weight * terms["commitment"]
+            + config.entropy_weight * terms["entropy"]
+            + config.perceptual_weight * terms.get("perceptual", 0.0)
+            + config.adversarial_weight * terms.get("generator", 0.0))
+    (share * loss).backward(inputs=list(model.parameters()))
+    terms = dict(loss=loss, **terms, contrast=output.reconstruction.std())
+    return {name: share * term.detach() for name, term in terms.items()} | dict(
+        tokens=output.tokens)
 
 
 class TokenBatch(NamedTuple):
@@ -111,7 +121,7 @@ def transformer_step(trainee: Trainee, batch: TokenBatch, config: TrainConfig) -
     inputs = commit_mask(batch.tokens, batch.condition_tokens, batch.is_pad, batch.scores, cutoff,
                          model.mask_id)
     task = torch.full_like(batch.label, task_index(batch.task))
-    terms: dict[str, Tensor] = {}
+    terms = dict.fromkeys(("loss", "refine", "mask", "reconstruct"), 0.0)
     for part in torch.arange(len(inputs), device=inputs.device).chunk(config.accumulate):
         share = len(part) / len(inputs)
         with autocast(config.precision, inputs.device):
@@ -119,9 +129,8 @@ def transformer_step(trainee: Trainee, batch: TokenBatch, config: TrainConfig) -
         loss = commit_loss(logits, batch.tokens[part], batch.is_pad, batch.scores[part],
                            cutoff[part], config.label_smoothing)
         (share * loss.total).backward()
-        for name, value in dict(loss=loss.total, refine=loss.refine, mask=loss.mask,
-                                reconstruct=loss.reconstruct).items():
-            terms[name] = terms.get(name, 0.0) + share * value.detach()
+        for name, value in zip(terms, loss):
+            terms[name] = terms[name] + share * value.detach()
     average_gradients(model)
     terms["model gradient"] = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
     optimizer.step()

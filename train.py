@@ -68,8 +68,8 @@ def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
         network.to(processes.device)
         if hasattr(network, "encoder"):
             network.encoder.checkpointing = network.decoder.checkpointing = config.checkpointing
-        if config.compile:
-            network.compile()
+    if config.compile:
+        model.compile()           # not the discriminator: R1 differentiates twice, which it cannot
     trainee = Trainee(networks, {
         name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate,
                                betas=(config.tokenizer_beta1, config.tokenizer_beta2), fused=True)
@@ -183,7 +183,7 @@ class TokenSource:
     """The tokens of step and task: made anew from clips, or from a pool tokenized once.
 
     With config.token_pool = P, the first P clips of the training order, augmented once, and
-    their conditions are tokenized before the first step. On a laptop that halves stage 2.
+    their conditions are tokenized before the first step, to save that time in each.
     """
 
     def __init__(self, tokenizer: VideoTokenizer, source: ClipSource, tasks: list[str],
@@ -210,8 +210,9 @@ class TokenSource:
                 if rule not in same:
                     same[rule] = self._condition(video, task)
                 parts[task].append(same[rule])
-        self.tokens, self.labels = torch.cat(tokens), torch.cat(labels)
-        self.pool = {task: (torch.cat([tokens for tokens, _ in part]), part[0][1])
+        first = slice(config.token_pool)                               # of the last batch, not all
+        self.tokens, self.labels = torch.cat(tokens)[first], torch.cat(labels)[first]
+        self.pool = {task: (torch.cat([tokens for tokens, _ in part])[first], part[0][1])
                      for task, part in parts.items()}
 
     def _tokens(self, video: Tensor) -> Tensor:
@@ -258,7 +259,6 @@ def main() -> None:
     run = Path(options.out or f"runs/{options.preset}")
     run.mkdir(parents=True, exist_ok=True)
     processes = start_processes()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
         source = open_source(asdict(config), dict(
             root=options.data, split=options.split, layout=options.layout,

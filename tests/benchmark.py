@@ -3,9 +3,9 @@
     python tests/benchmark.py            toy, B, L and H on this machine (a GPU, if there is one)
 
 Each row runs in a process of its own, so that peak memory is its own. Made-up clips; the time is
-the median of the steps after the first. Beside the memory that the process took stands what
-plan.py counts for its tensors, in the same precision: the one is measured, the other predicts what
-larger batches need.
+the median of the steps after the first (one, where there are two). Beside the memory that the
+process took stands what plan.py counts for its tensors, as on a CPU: the one is measured, the other
+predicts what larger batches need.
 """
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plan import count_step, networks_of, step_on  # noqa: E402
+from plan import amount, count_step, networks_of, step_on  # noqa: E402
 from presets import PRESETS  # noqa: E402
 
 ROWS = [("toy", "tokenizer", 4, 12), ("toy", "transformer", 16, 12),
         ("ucf101-B", "tokenizer", 1, 3), ("ucf101-B", "transformer", 1, 4),
         ("ucf101-L", "tokenizer", 1, 2), ("ucf101-L", "transformer", 1, 3),
         ("web-H", "transformer", 1, 3)]
-GIB = 2**30
 
 
 def measure(preset: str, stage: str, batch: int, steps: int) -> str:
@@ -50,14 +49,14 @@ def measure(preset: str, stage: str, batch: int, steps: int) -> str:
         stage, "GAN" if stage == "tokenizer" and config.adversarial_weight else "",
         "checkpointing" if config.checkpointing else ""]))
     return (f"| {preset} | {how} | {batch} | {statistics.median(seconds[1:]):.2f} s | "
-            f"{peak / GIB:.1f} GiB | {count_step(config, stage, batch)[1] / GIB:.1f} GiB |")
+            f"{amount(peak)} | {amount(count_step(config, stage, batch)[1])} |")
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
     else:
-        print("| preset | stage | batch | step | peak memory | counted |\n|---|---|---|---|---|---|",
-              flush=True)
+        print("| preset | stage | batch | step | peak memory | counted |", flush=True)
+        print("|---|---|---|---|---|---|", flush=True)
         for row in ROWS:
             subprocess.run([sys.executable, __file__, *map(str, row)], check=True)

@@ -7,6 +7,8 @@ import torch
 
 from plan import Count, count_step, networks_of, plan, step_cost, step_on
 from presets import PRESETS, TrainConfig
+from tokenizer import TOKENIZERS, VideoTokenizer
+from transformer import TRANSFORMERS, Attention
 
 TOY = replace(PRESETS["toy"], precision="float32", token_pool=0)
 
@@ -56,9 +58,26 @@ def test_a_step_without_contents_costs_what_a_real_step_costs(stage):
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
-def test_memory_grows_by_the_same_amount_with_every_clip(stage):
-    cost = step_cost(replace(TOY, token_pool=1), stage)
-    assert count_step(TOY, stage, 50)[1] == pytest.approx(cost.fixed + 50 * cost.per_clip, rel=1e-3)
+@pytest.mark.parametrize("change", [dict(), dict(checkpointing=True), dict(accumulate=3),
+                                    dict(adversarial_weight=0.1, checkpointing=True)])
+def test_memory_grows_by_the_same_amount_with_every_clip(stage, change):
+    config = replace(TOY, token_pool=1, **change)
+    cost = step_cost(config, stage)
+    assert count_step(config, stage, 50)[1] == pytest.approx(cost.fixed + 50 * cost.per_clip,
+                                                             rel=0.02)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+def test_a_second_pass_holds_nothing_of_the_first_but_its_gradients(stage):
+    config = replace(TOY, adversarial_weight=0.1)
+    (flop, once), (flop_of_one, twice) = (
+        count_step(replace(config, accumulate=passes), stage, clips=8) for passes in (1, 2))
+    networks = networks_of(config, stage, torch.device("meta"))
+    gradients = 4 * sum(p.numel() for network in networks.values() for p in network.parameters()
+                        if p.requires_grad)
+    batch = 4 * 8 * 3 * 16 * 32 * 32                             # eight more clips wait, in float32
+    assert flop_of_one == pytest.approx(flop, rel=1e-3)
+    assert once <= twice <= once + gradients + 1.1 * batch
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
@@ -69,9 +88,21 @@ def test_checkpointing_trades_memory_for_arithmetic(stage):
     assert 1.1 < recomputes.flop_per_clip / keeps.flop_per_clip < 1.5
 
 
-def test_stage_2_counts_the_tokens_of_the_next_batch_unless_they_are_ready():
-    pooled, anew = (step_cost(replace(TOY, token_pool=pool), "transformer") for pool in (1, 0))
-    only_cg = step_cost(replace(TOY, tasks=("CG",)), "transformer")
-    assert pooled.fixed < anew.fixed and pooled.per_clip == anew.per_clip
-    extra, half = (cost.flop_per_clip - pooled.flop_per_clip for cost in (anew, only_cg))
-    assert extra == pytest.approx(2 * half) and half > 0       # CG's condition is the same for all
+def test_attention_costs_four_n_squared_d_besides_its_matrices():
+    B, N, D = 2, 66, 128
+    with torch.no_grad(), Count() as count:
+        Attention(TRANSFORMERS["toy"])(torch.zeros(B, N, D))
+    assert count.flop == B * (2 * N * D * 3 * D + 4 * N * N * D + 2 * N * D * D)
+
+
+@pytest.mark.parametrize("tasks, videos", [(("FP",), 2), (("CG",), 1), (("CG", "OPC"), 1.5)])
+def test_stage_2_counts_the_tokens_of_its_next_batch(tasks, videos):
+    """Those of each clip and of its condition, but CG's, which is the same for all clips."""
+    tokenizer = VideoTokenizer(TOKENIZERS["toy"])
+    with Count() as count:
+        tokenizer.encode(torch.zeros(1, 3, 16, 32, 32))
+    cost = step_cost(replace(TOY, tasks=tasks), "transformer")
+    assert cost.tokens_per_clip == pytest.approx(videos * count.flop, rel=1e-3)
+    pooled = step_cost(replace(TOY, tasks=tasks, token_pool=1), "transformer")
+    assert pooled.tokens_per_clip == 0 and pooled.fixed < cost.fixed
+    assert pooled.per_clip == cost.per_clip and pooled.flop_per_clip == cost.flop_per_clip
