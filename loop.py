@@ -91,6 +91,9 @@ def join_processes(backend: str, **options) -> None:
     On one node torchrun keeps its store when it restarts killed workers (--max-restarts). Each
     attempt gets a name in it, or the new ones would find the addresses of the dead and wait.
     """
+    # Optimizers import this, and some of its functions take the group of the moment as a default:
+    # imported later, it keeps the group's threads beyond its end, and at times the exit aborts.
+    import torch._dynamo  # noqa: F401
     store, rank, world = next(dist.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)

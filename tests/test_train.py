@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -345,8 +346,10 @@ def one_step_of_each_stage(rank, world, port, result):
     """Gradients of both stages, GAN included, on this process's share of a fixed batch of four."""
     torch.set_num_threads(1)
     if world > 1:
-        os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
+                           WORLD_SIZE=str(world))
+        loop.join_processes("gloo")
+        group = weakref.ref(torch.distributed.group.WORLD)
     generator = torch.Generator().manual_seed(0)
     share = slice(rank * 4 // world, (rank + 1) * 4 // world)
     trainee, config = tokenizer_trainee()
@@ -373,6 +376,7 @@ def one_step_of_each_stage(rank, world, port, result):
         torch.save(found, result)
     if world > 1:
         torch.distributed.destroy_process_group()
+        assert group() is None               # or its threads would outlive it, and abort the exit
 
 
 def test_two_processes_with_half_the_batch_equal_one(tmp_path):
