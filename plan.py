@@ -128,7 +128,7 @@ def step_cost(config: TrainConfig, stage: str) -> StepCost:
 
 
 def count_step(config: TrainConfig, stage: str, clips: int) -> tuple[float, int]:
-    """(FLOP, bytes) of the second step of a stage on so many clips at once.
+    """(FLOP, bytes) of a step of a stage on so many clips at once.
 
     Bytes: the most that tensors held together, in the config's precision as on a CPU. With
     config.accumulate, of two passes, and FLOP of one. Not in it: what kernels need for
@@ -139,11 +139,8 @@ def count_step(config: TrainConfig, stage: str, clips: int) -> tuple[float, int]
     networks = networks_of(config, stage, torch.device("meta"))
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
         fake = {name: network.to_empty(device="cpu") for name, network in networks.items()}
-        step = step_on(fake, config, stage, clips * passes)
-        step()
-        first = count.flop
-        step()
-    return (count.flop - first) / passes, count.most_bytes
+        step_on(fake, config, stage, clips * passes)()
+    return count.flop / passes, count.most_bytes
 
 
 def networks_of(config: TrainConfig, stage: str, device: torch.device) -> dict[str, nn.Module]:
@@ -176,6 +173,11 @@ def step_on(networks: dict[str, nn.Module], config: TrainConfig, stage: str,
     trainee = Trainee(networks, {
         name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate, fused=True)
         for name in ("model", "discriminator") if name in networks})
+    for optimizer in trainee.optimizers.values():            # its state, as after a first step
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
     if stage == "tokenizer":
         video = made_up(config, clips, device)
         return lambda: tokenizer_step(trainee, video, config)

@@ -142,7 +142,7 @@ def main() -> None:
     """Both stages on one batch of the toy, over and over, with the adversary: term by term."""
     config = replace(PRESETS["toy"], adversarial_weight=0.1)
     torch.manual_seed(0)
-    clips = np.stack([MovingShapes().clip(index)[0] for index in range(4)])
+    clips = np.stack([MovingShapes().clip(index)[0] for index in range(2)])
     video = rearrange(torch.from_numpy(clips), "b t h w c -> b c t h w") / 255
     tokenizer = VideoTokenizer(config.tokenizer_config())
     stage_1 = dict(model=tokenizer, ema=copy.deepcopy(tokenizer).requires_grad_(False),
@@ -153,18 +153,18 @@ def main() -> None:
         trainee = Trainee(networks, {
             name: torch.optim.Adam(networks[name].parameters(), lr=1e-3)
             for name in ("model", "discriminator") if name in networks})
-        rows = [step(trainee, batch, config) for _ in range(16)]
-        print(f"{step.__name__:24}" + "".join(f" step {number:<4}" for number in (0, 5, 10, 15)))
+        rows = [step(trainee, batch, config) for _ in range(11)]
+        print(f"{step.__name__:24}" + "".join(f" step {number:<4}" for number in (0, 5, 10)))
         for term, value in rows[0].items():
             if value.ndim == 0:
-                print(f"  {term:22}" + "".join(f"{row[term].item():10.4f}" for row in rows[::5]))
+                print(f"  {term:22}" + "".join(f"{row[term].item():10.3g}" for row in rows[::5]))
 
     repeat(tokenizer_step, video, stage_1)
     tokens = rearrange(tokenizer.encode(video), "b t h w -> b (t h w)")
     condition_tokens, is_pad = tokenize_condition(tokenizer, video, "FP")
     repeat(transformer_step, TokenBatch(
-        "FP", tokens, condition_tokens, is_pad, label=torch.zeros(4, dtype=torch.long),
-        scores=torch.rand(tokens.shape), r=torch.rand(4)), stage_2)
+        "FP", tokens, condition_tokens, is_pad, label=torch.zeros(2, dtype=torch.long),
+        scores=torch.rand(tokens.shape), r=torch.rand(2)), stage_2)
 
 
 if __name__ == "__main__":
