@@ -188,7 +188,7 @@ def gradient_norms(tokenizer: nn.Module, discriminator: nn.Module, video: Tensor
                    ) -> dict[str, list[float]]:
     """How far each loss of stage 1 reaches: the norm of its gradient in each of PARTS; 0: none.
 
-    video (B, 3, T, H, W) in [0, 1]. Losses as in steps.tokenizer_step, before it cuts any.
+    video (B, 3, T, H, W) in [0, 1]. Losses as in steps.tokenizer_pass, before it cuts any.
     """
     output, real = tokenizer(video), video.clone().requires_grad_()
     fake_logits, real_logits = discriminator(output.reconstruction), discriminator(real)
