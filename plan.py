@@ -221,14 +221,13 @@ class Count(TorchDispatchMode):
 
 
 def main() -> None:
-    print(f"{'ucf101-B, a training step':34} GFLOP a clip   memory in float32")
+    print("ucf101-B, a training step on 8 clips   TFLOP   memory in float32")
     for stage in ("tokenizer", "transformer"):
         for checkpointing in (False, True):
             config = replace(PRESETS["ucf101-B"], checkpointing=checkpointing, precision="float32")
-            cost = step_cost(config, stage)
-            print(f"{stage:12} {'--checkpointing' if checkpointing else '':21} "
-                  f"{(cost.flop_per_clip + cost.tokens_per_clip) / 1e9:12,.0f}   {cost}",
-                  flush=True)
+            flop, most_bytes = count_step(config, stage, clips=8)
+            flag = "--checkpointing" if checkpointing else ""
+            print(f"{stage:12} {flag:25} {flop / 1e12:5.1f}   {amount(most_bytes)}", flush=True)
 
 
 if __name__ == "__main__":

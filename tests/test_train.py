@@ -215,12 +215,12 @@ def test_compiled_networks_train_with_the_adversary_too(folder, tmp_path, monkey
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile",
                         lambda module: compile_module(module, backend="aot_eager"))
-    short = ["--tokenizer-steps", "2", "--transformer-steps", "2"]
-    for name in ("plain", "compiled"):
-        stages(folder, tmp_path / name, [*GAN, *short, *["--compile"] * (name == "compiled")])
-    for stage in ("tokenizer", "transformer"):
-        same(*(weights(tmp_path / name, stage) for name in ("plain", "compiled")), rtol=1e-3,
-             atol=1e-5)
+    for name, flags in (("plain", []), ("compiled", ["--compile"])):
+        stages(folder, tmp_path / name, [*GAN, *flags, "--tokenizer-steps", "2"], ["tokenizer"])
+    plain, compiled = (json.loads((tmp_path / name / "log.jsonl").read_text())
+                       for name in ("plain", "compiled"))
+    for term in plain.keys() - {"stage", "seconds"}:
+        assert compiled[term] == pytest.approx(plain[term], rel=1e-3, abs=1e-5), term
 
 
 def test_weight_decay_acts_on_matrices_only():
