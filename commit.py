@@ -271,7 +271,7 @@ def tokenize_condition(tokenizer: nn.Module, video: Tensor, task: str, frames: i
                        ) -> tuple[Tensor, Tensor]:
     """z-tilde and ispad of a task: video (B, 3, T, H, W) -> tokens (B, N), is_pad (N,)."""
     condition, valid = make_condition(video, task, frames)
-    if not valid.any():                                  # CG: the same padding for every clip
+    if TASKS[task].region is nothing:                    # CG: the same padding for every clip
         condition = condition[:1]
     tokens = rearrange(tokenizer.encode(condition), "b t h w -> b (t h w)")
     tokens = tokens.expand(len(video), -1).contiguous()

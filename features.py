@@ -235,8 +235,7 @@ def stored(folder: Path, items: list, batch: int, compute: Callable[[list, int],
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(items), batch)
     mine = starts[processes.rank::processes.world]
-    for first in tqdm(mine, desc=title, disable=processes.rank > 0,
-                      mininterval=1.0):
+    for first in tqdm(mine, desc=title, disable=processes.rank > 0, mininterval=1.0):
         part = items[first:first + batch]
         path = folder / f"{first // batch:06}.npz"
         if len(part) != rows_in(path):       # a last batch grows when more samples are asked for

@@ -32,7 +32,7 @@ import train  # noqa: E402
 from checkpoint import load_checkpoint, load_network, load_run  # noqa: E402
 from data import load_batch  # noqa: E402
 from metrics import psnr  # noqa: E402
-from report import evaluate_reconstruction, frames_of, measure_classes  # noqa: E402
+from report import decoding_of, evaluate_reconstruction, frames_of, measure_classes  # noqa: E402
 from shapes import MovingShapes  # noqa: E402
 from tokenizer import TOKENIZERS, VideoTokenizer  # noqa: E402
 
@@ -128,8 +128,8 @@ def transformer(folder: Path, steps: int) -> None:
         run.mkdir()
         shutil.copy(TOY / "tokenizer.pt", run)
         train_toy(run, "transformer", steps, *flags)
-        networks = load_run(run)[:2]
-        numbers = measure_classes(*networks, 256, dict(steps=16, temperature=1.5))
+        *networks, config = load_run(run)
+        numbers = measure_classes(*networks, 256, decoding_of(config))
         print(f"{name:38} {numbers['right_shape']:11.1%} {numbers['right_direction']:17.1%}",
               flush=True)
 

@@ -32,7 +32,7 @@ ROWS = [("toy", "tokenizer", 4, 12), ("toy", "transformer", 16, 12),
 
 def measure(preset: str, stage: str, batch: int, steps: int) -> str:
     """One row: seconds a step, and peak memory as measured and as counted."""
-    config = replace(PRESETS[preset], token_pool=1, checkpointing=preset.endswith(("L", "H")))
+    config = replace(PRESETS[preset], checkpointing=preset.endswith(("L", "H")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     step = step_on(networks_of(config, stage, device), config, stage, batch)
