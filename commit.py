@@ -13,15 +13,15 @@ Shapes  video (B, 3, T, H, W), task
 Read    commit_mask and commit_loss first: they are the paper. Then cutoff_score, mask_ratio;
         then TASKS with its regions and paddings, make_condition, is_padding.
 
-Not here: the networks; sampling of tasks (train.py); decoding, the other user of Eq. (2)
-        (decode.py).
+Not here: the networks; which task a training step draws (training/tokens.py); decoding, the other
+        user of Eq. (2) (decode.py).
 
-Run:    python commit.py [out.png]      draws Fig. 2: what each of the ten tasks gives the model
+Run:    python commit.py          the ten tasks, Eq. (2) on one row of tokens, the mask schedules
+        python figures.py tasks   the same as Fig. 2
 """
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
@@ -132,7 +132,11 @@ def num_masked(ratio: Tensor, num_tokens: int) -> Tensor:
 
 
 def cutoff_score(scores: Tensor, ratio: Tensor) -> Tensor:
-    """s*, the ceil(ratio * N)-th smallest of scores (B, N) for ratio (B,) in [0, 1] -> (B,)."""
+    """s*, the ceil(ratio * N)-th smallest of scores (B, N) for ratio (B,) in [0, 1] -> (B,).
+
+    In training each token draws a uniform score, so that "at most the cut-off" picks
+    ceil(ratio * N) tokens at random; in decoding the scores are confidences.
+    """
     count = num_masked(ratio, scores.shape[1])
     return scores.sort(dim=1).values.gather(1, count[:, None] - 1)[:, 0]
 
@@ -140,44 +144,45 @@ def cutoff_score(scores: Tensor, ratio: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------
 # The ten tasks (App. B.1): which pixels are given, and what stands in for the others
 
-def nothing(T: int, H: int, W: int, frames: int) -> Tensor:
+def nothing(T: int, H: int, W: int) -> Tensor:
     return torch.zeros(T, H, W, dtype=torch.bool)
 
 
-def first_frames(T: int, H: int, W: int, frames: int) -> Tensor:
-    return (torch.arange(T) < frames)[:, None, None].expand(T, H, W)
+def first_frames(T: int, H: int, W: int, condition_frames: int) -> Tensor:
+    return (torch.arange(T) < condition_frames)[:, None, None].expand(T, H, W)
 
 
-def both_ends(T: int, H: int, W: int, frames: int) -> Tensor:
-    return first_frames(T, H, W, frames) | first_frames(T, H, W, frames).flip(0)
+def both_ends(T: int, H: int, W: int, condition_frames: int) -> Tensor:
+    start = first_frames(T, H, W, condition_frames)
+    return start | start.flip(0)
 
 
-def vertical_strip(T: int, H: int, W: int, frames: int) -> Tensor:
+def vertical_strip(T: int, H: int, W: int) -> Tensor:
     column = torch.arange(W)
     return ((column >= W // 4) & (column < W * 3 // 4)).expand(T, H, W)
 
 
-def horizontal_strip(T: int, H: int, W: int, frames: int) -> Tensor:
-    return vertical_strip(T, W, H, frames).transpose(1, 2)
+def horizontal_strip(T: int, H: int, W: int) -> Tensor:
+    return vertical_strip(T, W, H).transpose(1, 2)
 
 
-def centre_box(T: int, H: int, W: int, frames: int) -> Tensor:
-    return vertical_strip(T, H, W, frames) & horizontal_strip(T, H, W, frames)
+def centre_box(T: int, H: int, W: int) -> Tensor:
+    return vertical_strip(T, H, W) & horizontal_strip(T, H, W)
 
 
-def moving_strip(T: int, H: int, W: int, frames: int) -> Tensor:
+def moving_strip(T: int, H: int, W: int) -> Tensor:
     """Half the width, from the left edge in the first frame to the right edge in the last."""
     left = torch.linspace(0, W // 2, T, dtype=torch.float64).round()[:, None]
     column = torch.arange(W)
     return ((column >= left) & (column < left + W // 2))[:, None].expand(T, H, W)
 
 
-def outside_centre_box(T: int, H: int, W: int, frames: int) -> Tensor:
-    return ~centre_box(T, H, W, frames)
+def outside_centre_box(T: int, H: int, W: int) -> Tensor:
+    return ~centre_box(T, H, W)
 
 
-def outside_moving_box(T: int, H: int, W: int, frames: int) -> Tensor:
-    return ~(moving_strip(T, H, W, frames) & horizontal_strip(T, H, W, frames))
+def outside_moving_box(T: int, H: int, W: int) -> Tensor:
+    return ~(moving_strip(T, H, W) & horizontal_strip(T, H, W))
 
 
 def zero_padding(video: Tensor, valid: Tensor) -> Tensor:
@@ -213,14 +218,15 @@ class Task:
     """A row of App. B.1."""
 
     title: str
-    region: Callable[[int, int, int, int], Tensor]      # T, H, W, frames -> valid (T, H, W)
+    region: Callable[..., Tensor]                       # T, H, W -> valid (T, H, W), True = given
     padding: Callable[[Tensor, Tensor], Tensor]         # video, valid -> condition video
+    counts_frames: bool = False                         # region takes condition_frames as well
     class_conditional: bool = False
 
 
 TASKS = {
-    "FP": Task("frame prediction", first_frames, edge_padding),
-    "FI": Task("frame interpolation", both_ends, interpolation),
+    "FP": Task("frame prediction", first_frames, edge_padding, counts_frames=True),
+    "FI": Task("frame interpolation", both_ends, interpolation, counts_frames=True),
     "OPC": Task("central outpainting", centre_box, edge_padding),
     "OPV": Task("vertical outpainting", vertical_strip, edge_padding),
     "OPH": Task("horizontal outpainting", horizontal_strip, edge_padding),
@@ -229,35 +235,58 @@ TASKS = {
     "IPD": Task("dynamic inpainting", outside_moving_box, zero_padding),
     "CG": Task("class-conditional generation", nothing, zero_padding, class_conditional=True),
     "CFP": Task("class-conditional frame prediction", first_frames, edge_padding,
-                class_conditional=True),
+                counts_frames=True, class_conditional=True),
 }
+# The paper's sets (Sec. 4.4), as names: a task that is added to TASKS joins neither of them.
+MT8 = ("FP", "FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD")
+MT10 = (*MT8, "CG", "CFP")
 
 
-MT8 = tuple(task for task in TASKS if not TASKS[task].class_conditional)       # Sec. 4.4
+def task_index(task: str, prompts: tuple[str, ...] = MT10) -> int:
+    """Which of a model's prompts is the task's. prompts: their tasks in order (App. B.2's ten).
 
-
-def task_index(task: str) -> int:
-    """The task's number, which chooses its prompt. ValueError for a name not in TASKS."""
+    ValueError for a name not in TASKS, and for a task that the model has no prompt for.
+    """
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; choose from {' '.join(TASKS)}")
-    return list(TASKS).index(task)
+    if task not in prompts:
+        raise ValueError(f"this model has no prompt for {task}; it was trained with prompts for "
+                         f"{' '.join(prompts)}")
+    return prompts.index(task)
 
 
-def make_condition(video: Tensor, task: str, frames: int = 1) -> tuple[Tensor, Tensor]:
+def make_condition(video: Tensor, task: str, condition_frames: int = 1) -> tuple[Tensor, Tensor]:
     """V-tilde: keep the task's interior condition of a video, pad the rest (App. B.1).
 
-    video (B, 3, T, H, W). frames: how many are given in FP and CFP, and at each end in FI
-    (1 in the paper, 5 on Kinetics-600). Returns the condition video and valid (T, H, W) bool,
+    video (B, 3, T, H, W). condition_frames: how many are given in FP and CFP, and at each end in
+    FI (1 in the paper, 5 on Kinetics-600). Returns the condition video and valid (T, H, W) bool,
     True where a pixel is given. What is not given has no influence on the condition video.
     """
-    task_index(task)
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} is unknown; choose from {' '.join(TASKS)}")
     T, H, W = video.shape[2:]
     most = (T - 1) // 2 if task == "FI" else T - 1
-    if not 1 <= frames <= most:
-        raise ValueError(f"{frames} condition frames for {task} of a video of {T} frames; "
-                         f"give 1 to {most}")
-    valid = TASKS[task].region(T, H, W, frames).to(video.device)
+    counted = (condition_frames,) if TASKS[task].counts_frames else ()
+    if counted and not 1 <= condition_frames <= most:
+        raise ValueError(f"{condition_frames} condition frames for {task} of a video of {T} "
+                         f"frames; give 1 to {most}")
+    valid = TASKS[task].region(T, H, W, *counted).to(video.device)
     return TASKS[task].padding(video, valid), valid
+
+
+def refuse_leak(task: str, shape: tuple[int, int, int], condition_frames: int = 1) -> None:
+    """ValueError where a task's padding lets hidden pixels through, tried on two small clips.
+
+    The clips are equal where the task gives pixels and different elsewhere, so their conditions
+    must be equal. A padding that leaks would train happily, and fail only when it is used.
+    """
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 1, 3, *shape, generator=generator)
+    condition, valid = make_condition(one, task, condition_frames)
+    changed = make_condition(torch.where(valid, one, other), task, condition_frames)[0]
+    if not torch.equal(condition, changed):
+        raise ValueError(f"the padding of {task} ({TASKS[task].padding.__name__}) depends on pixels"
+                         " that its region does not give: the model would be shown the answer")
 
 
 def is_padding(valid: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
@@ -267,10 +296,10 @@ def is_padding(valid: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def tokenize_condition(tokenizer: nn.Module, video: Tensor, task: str, frames: int = 1
+def tokenize_condition(tokenizer: nn.Module, video: Tensor, task: str, condition_frames: int = 1
                        ) -> tuple[Tensor, Tensor]:
     """z-tilde and ispad of a task: video (B, 3, T, H, W) -> tokens (B, N), is_pad (N,)."""
-    condition, valid = make_condition(video, task, frames)
+    condition, valid = make_condition(video, task, condition_frames)
     if TASKS[task].region is nothing:                    # CG: the same padding for every clip
         condition = condition[:1]
     tokens = rearrange(tokenizer.encode(condition), "b t h w -> b (t h w)")
@@ -280,85 +309,29 @@ def tokenize_condition(tokenizer: nn.Module, video: Tensor, task: str, frames: i
 
 # ---------------------------------------------------------------------------------------------
 
-def draw_tasks(video: Tensor, latent_shape: tuple[int, int, int], path: str) -> None:
-    """Fig. 2 and App. Fig. 2: a row per task with the video, its condition, ispad and z-bar.
-
-    video (1, 3, T, H, W) in [0, 1]. Green: given or condition token; white: padding;
-    black: [MASK]; blue: the video's own token, shown because its score is above the cut-off.
-    """
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    generator = torch.Generator().manual_seed(0)
-    T, num_tokens = video.shape[2], math.prod(latent_shape)
-    frames = torch.linspace(0, T - 1, latent_shape[0]).round().long()
-    scores = torch.rand(1, num_tokens, generator=generator)
-    ratio = mask_ratio(torch.tensor([0.4]))
-    cutoff = cutoff_score(scores, ratio)
-    colours = torch.tensor([[0.2, 0.7, 0.3], [0.0, 0.0, 0.0], [0.35, 0.6, 0.95]])
-
-    def strip(volume: Tensor) -> Tensor:                     # (3, t, h, w) -> frames in a row
-        volume = F.pad(volume, (1, 1, 1, 1), value=0.8)
-        return rearrange(volume, "c t h w -> h (t w) c")
-
-    figure, axes = plt.subplots(len(TASKS), 5, figsize=(16, 1.05 * len(TASKS)))
-    titles = ["video V", "given pixels (green)", "condition V~", "ispad (white)",
-              f"masked sequence, {ratio.item():.0%} masked"]
-    for row, (name, task) in zip(axes, TASKS.items()):
-        condition, valid = make_condition(video, name)
-        is_pad = is_padding(valid, latent_shape)
-        # Eq. (2) on ids that say where they come from: 0 condition, 1 [MASK], 2 the video.
-        kinds = commit_mask(torch.full_like(scores, 2).long(), torch.zeros_like(scores).long(),
-                            is_pad.flatten(), scores, cutoff, mask_id=1)
-        green_or_white = torch.tensor([[0.2, 0.7, 0.3], [1.0, 1.0, 1.0]])
-        pictures = [video[0, :, frames], rearrange(
-            green_or_white[(~valid).long()], "t h w c -> c t h w")[:, frames],
-            condition[0, :, frames],
-            rearrange(green_or_white[is_pad.long()], "t h w c -> c t h w"),
-            rearrange(colours[kinds[0]].view(*latent_shape, 3), "t h w c -> c t h w")]
-        for axis, picture, title in zip(row, pictures, titles):
-            axis.imshow(strip(picture).clamp(0, 1).numpy(), interpolation="nearest")
-            axis.set(xticks=[], yticks=[], title=title if name == "FP" else "")
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=13)
-        row[4].set_xlabel(task.title, fontsize=8)
-    figure.tight_layout(h_pad=0.2)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
-def draw_schedules(path: str, num_tokens: int = 1024, steps: int = 12) -> None:
-    """gamma: the tokens still masked after each step, for App. B.3's three schedules and "log"."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    progress = torch.linspace(0, 1, steps + 1)
-    figure, axis = plt.subplots(figsize=(5, 3))
-    for schedule in ("exp", "cosine", "uniform", "log"):
-        count = num_masked(mask_ratio(progress, schedule, num_tokens), num_tokens)
-        axis.plot(range(steps + 1), count.tolist(), marker="o", markersize=3, label=schedule)
-    axis.set(xlabel="step of Algorithm 1", ylabel=f"tokens still masked, of {num_tokens}")
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
 def main() -> None:
-    """Draw Fig. 2 on a video made here: a disc on a slope of colours, moving right."""
-    path = sys.argv[1] if len(sys.argv) > 1 else "assets/tasks.png"
-    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij")
-    background = torch.stack([0.3 + 0.4 * y, 0.5 - 0.2 * y, 0.6 - 0.3 * x])
-    disc = torch.stack([(x - c) ** 2 + (y - 0.5) ** 2 < 0.04 for c in
-                        torch.linspace(0.25, 0.75, 16)])[None]
-    video = torch.where(disc, torch.tensor([1.0, 0.8, 0.2])[:, None, None, None],
-                        background[:, None])[None]
-    draw_tasks(video, (4, 16, 16), path)
-    draw_schedules(path.replace(".png", "-schedules.png"))
-    print(f"wrote {path}\n\nshare of the 4 x 16 x 16 tokens at 16 x 64 x 64 that hold a condition")
+    """What each task gives, Eq. (2) on a row of eight tokens, and how gamma falls."""
+    print("share of the 4 x 16 x 16 tokens of 16 x 128 x 128 pixels that hold a given pixel")
     for name, task in TASKS.items():
-        given = ~is_padding(make_condition(video, name)[1], (4, 16, 16))
-        print(f"  {name:4} {task.title:36} {given.sum():5} of 1024")
+        valid = make_condition(torch.zeros(1, 3, 16, 128, 128), name)[1]
+        given = (~is_padding(valid, (4, 16, 16))).sum()
+        print(f"  {name:4} {task.title:36} {given:5} of 1024   {task.padding.__name__}")
+
+    scores = torch.rand(1, 8, generator=torch.Generator().manual_seed(2))
+    cutoff = cutoff_score(scores, torch.tensor([0.6]))
+    tokens, condition_tokens = torch.arange(8)[None], torch.arange(8)[None] + 100
+    is_pad = torch.arange(8) >= 4
+    print(f"\nEq. (2): 8 tokens, the first 4 hold a condition, ratio 0.6, cut-off {cutoff[0]:.2f}")
+    mixed = commit_mask(tokens, condition_tokens, is_pad, scores, cutoff, mask_id=-1)[0]
+    names = ["[MASK]" if i < 0 else f"cond {i - 100}" if i >= 100 else f"real {i}"
+             for i in mixed.tolist()]
+    print("  score ", *(f"{score:7.2f}" for score in scores[0]))
+    print("  z-bar ", *(f"{name:>7}" for name in names))
+
+    print("\nceil(gamma(r) N), the tokens masked at r = 0, 1/6, ... 1, of N = 1024")
+    for schedule in ("cosine", "uniform", "exp", "log"):
+        counts = num_masked(mask_ratio(torch.linspace(0, 1, 7), schedule), 1024)
+        print(f"  {schedule:8}", *(f"{count:5}" for count in counts.tolist()))
 
 
 if __name__ == "__main__":

@@ -7,17 +7,16 @@ Shapes  video (B, 3, T, H, W) -> logits (B,): how real the clip looks (2D: (B, T
         At 128 px: 16x128x128 -> 8x64x64 -> 4x32x32 -> 2x16x16 -> 1x8x8 -> 1x4x4 -> a number.
 
 Read    DiscriminatorConfig, DiscriminatorBlock, Discriminator3d, Discriminator2d; then the
-        statements about logits: generator_loss, discriminator_loss, r1_penalty, LeCam; then
-        gradient_norms, who learns from what.
+        statements about logits: generator_loss, discriminator_loss, r1_penalty, LeCam.
 
 Not here: who is updated with what, and the weights of the terms (steps.py, tokenizer_step).
 
-Run:    python discriminator.py     parameter counts; draws where each loss's gradient goes
+Run:    python discriminator.py      parameter counts, and what each loss says of some logits
+        python figures.py gradients  where each loss's gradient goes
 """
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,8 +46,12 @@ DISCRIMINATORS = {
 }
 
 
-def half(x: Tensor, axes: tuple[bool, bool, bool]) -> Tensor:
-    """Average pairs of neighbours along the marked axes; a last odd one stays, as in SAME."""
+def pool_by_two(x: Tensor, axes: tuple[bool, bool, bool]) -> Tensor:
+    """Average pairs of neighbours along the marked axes of (B, C, T, H, W).
+
+    Where a length is odd, its last element has no partner and is kept as it is, which is what
+    TensorFlow's SAME pooling does (official). A length of one stays one.
+    """
     window = [2 if pooled and size > 1 else 1 for pooled, size in zip(axes, x.shape[2:])]
     return F.avg_pool3d(x, window, ceil_mode=True, count_include_pad=False)
 
@@ -68,9 +71,9 @@ class DiscriminatorBlock(nn.Module):
         self.skip = nn.Conv3d(channels_in, channels_out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        main = half(F.leaky_relu(self.conv1(x), 0.2), self.axes)
+        main = pool_by_two(F.leaky_relu(self.conv1(x), 0.2), self.axes)
         main = F.leaky_relu(self.conv2(main), 0.2)
-        return (main + self.skip(half(x, self.axes))) / math.sqrt(2)
+        return (main + self.skip(pool_by_two(x, self.axes))) / math.sqrt(2)
 
 
 class Discriminator3d(nn.Module):
@@ -109,8 +112,8 @@ class Discriminator3d(nn.Module):
 
     def _logits(self, video: Tensor) -> Tensor:
         video = video.contiguous(memory_format=torch.channels_last_3d)
-        # Not in bfloat16 on CPUs: where two frames are padded, oneDNN's gradient of the kernel
-        # holds whatever was in memory, at times NaN (torch 2.13).
+        # On CPUs not in bfloat16: where a convolution pads two frames, oneDNN returns a gradient
+        # of the kernel that holds whatever was in memory, at times NaN (torch 2.13).
         with torch.autocast("cpu", enabled=False):
             x = F.leaky_relu(self.conv_in(video), 0.2)
             x = F.leaky_relu(self.conv_out(self.blocks(x)), 0.2)
@@ -179,57 +182,6 @@ class LeCam(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------
-# Who learns from what, as a picture
-
-PARTS = ("encoder", "codebook", "decoder", "discriminator")
-
-
-def gradient_norms(tokenizer: nn.Module, discriminator: nn.Module, video: Tensor
-                   ) -> dict[str, list[float]]:
-    """How far each loss of stage 1 reaches: the norm of its gradient in each of PARTS; 0: none.
-
-    video (B, 3, T, H, W) in [0, 1]. Losses as in steps.tokenizer_pass, before it cuts any.
-    """
-    output, real = tokenizer(video), video.clone().requires_grad_()
-    fake_logits, real_logits = discriminator(output.reconstruction), discriminator(real)
-    losses = {"reconstruction": F.mse_loss(output.reconstruction, video),
-              "codebook": output.codebook_loss, "commitment": output.commitment_loss,
-              "entropy": output.entropy_loss, "generator": generator_loss(fake_logits),
-              "discriminator": discriminator_loss(real_logits, fake_logits),
-              "R1": r1_penalty(real_logits, real),
-              "LeCam": LeCam()(real_logits.mean(), fake_logits.mean())}
-    parts = (tokenizer.encoder, tokenizer.quantizer, tokenizer.decoder, discriminator)
-    return {name: [nn.utils.get_total_norm([
-        gradient for gradient in torch.autograd.grad(
-            loss, list(part.parameters()), retain_graph=True, allow_unused=True)
-        if gradient is not None]).item() for part in parts] for name, loss in losses.items()}
-
-
-def draw_gradients(norms: dict[str, list[float]], path: str) -> None:
-    """gradient_norms as a table. Green: followed. Hatched: there, but steps.py leaves it out."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    adversary = {"discriminator", "R1", "LeCam"}                   # the losses that D is trained on
-    figure, axis = plt.subplots(figsize=(6, 3.4))
-    for y, (loss, row) in enumerate(norms.items()):
-        for x, (part, norm) in enumerate(zip(PARTS, row)):
-            followed = (loss in adversary) == (part == "discriminator")
-            colour, hatch = ("white", "") if not norm else (
-                ("#7bc67e", "") if followed else ("#e5e5e5", "////"))
-            axis.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=colour, hatch=hatch,
-                                         edgecolor="#a0a0a0"))
-            if norm and followed:
-                axis.text(x + 0.5, y + 0.5, f"{norm:.1e}", ha="center", va="center", fontsize=8)
-    axis.set(xlim=(0, len(PARTS)), ylim=(len(norms), 0))
-    axis.set_xticks([x + 0.5 for x in range(len(PARTS))], PARTS)
-    axis.set_yticks([y + 0.5 for y in range(len(norms))], norms)
-    axis.xaxis.tick_top()
-    axis.tick_params(length=0)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
 
 def main() -> None:
     paper = {"B": "15 M", "L": "61 M"}
@@ -240,18 +192,16 @@ def main() -> None:
                       for network in (Discriminator3d, Discriminator2d)]
         print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}   {paper.get(name, '')}")
 
-    from tokenizer import TOKENIZERS, VideoTokenizer          # for the picture alone
-    torch.manual_seed(0)
-    tokenizer = VideoTokenizer(replace(TOKENIZERS["toy"], residual_gain=1.0))
-    video = F.interpolate(torch.rand(2, 3, 4, 4, 4), (16, 32, 32), mode="trilinear")
-    norms = gradient_norms(tokenizer, Discriminator3d(DISCRIMINATORS["toy"]), video)
-    print("\nwhere each loss's gradient goes: its norm there, at the start (toy size)")
-    print(f"  {'':16}", *(f"{name:>14}" for name in PARTS))
-    for name, row in norms.items():
-        print(f"  {name:16}", *(f"{norm:14.1e}" if norm else f"{'-':>14}" for norm in row))
-    path = sys.argv[1] if len(sys.argv) > 1 else "assets/gradients.png"
-    draw_gradients(norms, path)
-    print(f"  (steps.py cuts what is hatched in {path})")
+    print("\nwhat each loss says of logits (real, fake)")
+    print("  D is       real   fake   discriminator   generator   LeCam, averages 1 and -1")
+    lecam = LeCam()
+    lecam.average_real.fill_(1.0)
+    lecam.average_fake.fill_(-1.0)
+    for words, real, fake in (("fooled", -1.0, 1.0), ("guessing", 0.0, 0.0), ("right", 1.0, -1.0),
+                              ("very sure", 9.0, -9.0)):
+        logits = torch.tensor([real]), torch.tensor([fake])
+        print(f"  {words:9} {real:5} {fake:6} {discriminator_loss(*logits):15.3f} "
+              f"{generator_loss(logits[1]):11.3f} {lecam(logits[0].mean(), logits[1].mean()):9.1f}")
 
 
 if __name__ == "__main__":

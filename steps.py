@@ -5,42 +5,124 @@ Paper   Sec. 3.1 (Training: VQ, pixels, adversary), Sec. 3.2 (Eq. (2) and (3)), 
 Shapes  stage 1: video (B, 3, T, H, W) -> reconstruction -> losses -> one update of both networks
         stage 2: tokens, condition tokens (B, N) -> Eq. (2) -> logits (B, N, K) -> Eq. (3)
 
-Read    tokenizer_step and tokenizer_pass; TokenBatch and transformer_step.
+Read    Recipe (the weights), tokenizer_step and tokenizer_pass; TokenBatch, transformer_step.
 
-Not here: where batches come from and who is in a Trainee (train.py), when to step (loop.py).
+Not here: where batches come from (data/, training/tokens.py), who takes part (training/build.py),
+        when to step and at which rate (training/loop.py).
 
 Run:    python steps.py            every term of both stages, on one batch of the toy
 """
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
-from typing import Callable, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from commit import (commit_loss, commit_mask, cutoff_score, mask_ratio, task_index,
-                    tokenize_condition)
-from discriminator import (Discriminator3d, LeCam, discriminator_loss, generator_loss,
-                           r1_penalty)
-from loop import Trainee, average_gradients
-from presets import PRESETS, TrainConfig, autocast
-from shapes import MovingShapes
-from tokenizer import VideoTokenizer, average_over_processes
-from transformer import MaskedTransformer
+from commit import commit_loss, commit_mask, cutoff_score, mask_ratio, task_index
+from discriminator import discriminator_loss, generator_loss, r1_penalty
+from tokenizer import average_over_processes
 
 
-def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict[str, Tensor]:
+def setting(group: str, default: Any, help: str, *, may_change: bool = False) -> Any:
+    """A field of a configuration, with what else must be known of it.
+
+    group: the heading under which the command line lists it. may_change: a run that was stopped
+    may go on with another value.
+    """
+    return field(default=default, metadata=dict(help=help, group=group, may_change=may_change))
+
+
+STAGE_1, STAGE_2 = partial(setting, "stage 1, tokenizer"), partial(setting, "stage 2, transformer")
+MACHINE = partial(setting, "machine")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the losses of a step weigh, and how it is computed. The defaults are the paper's."""
+
+    reconstruction_weight: float = STAGE_1(1.0, "of the mean squared error; official")
+    codebook_weight: float = STAGE_1(1.0, "of the codes' pull to their latents; official")
+    commitment_weight: float = STAGE_1(0.25, "of the latents' pull to their codes; official")
+    entropy_weight: float = STAGE_1(0.1, "keeps codes in use; official, the paper is silent")
+    perceptual_weight: float = STAGE_1(0.1, "of LPIPS, App. B.2; needs --lpips-weights")
+    adversarial_weight: float = STAGE_1(0.1, "of the generator's loss, App. B.2; 0: no adversary")
+    r1_weight: float = STAGE_1(10.0, "of the discriminator's R1, App. B.2")
+    lecam_weight: float = STAGE_1(0.001, "of LeCam, Sec. 3.1; the value is MAGVIT-v2's")
+    tokenizer_ema: float = STAGE_1(0.999, "decay of the averaged weights, App. B.2")
+    mask_schedule: str = STAGE_2("cosine", "gamma: cosine, uniform, exp, ...; App. B.2")
+    label_smoothing: float = STAGE_2(1e-4, "App. B.2")
+    gradient_clip: float = STAGE_2(1.0, "largest norm of all gradients together, App. B.2")
+    precision: str = MACHINE("auto", "auto (bf16 where it is fast), bf16 or float32",
+                             may_change=True)
+    accumulate: int = MACHINE(1, "passes that make up a batch; the entropy and LeCam terms then "
+                              "take their means over one of them")
+
+
+@dataclass
+class Trainee:
+    """What a stage trains, all of it saved: networks and their optimizers, by name.
+
+    Stage 1: tokenizer, ema, and with an adversary discriminator and lecam. Stage 2: transformer.
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    perceptual: nn.Module | None = None             # LPIPS: frozen, not saved
+
+    def state(self) -> dict:
+        networks = {name: network.state_dict() for name, network in self.networks.items()}
+        return networks | {f"optimizer {name}": optimizer.state_dict()
+                           for name, optimizer in self.optimizers.items()}
+
+    def load(self, state: dict) -> None:
+        for name, network in self.networks.items():
+            network.load_state_dict(state[name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[f"optimizer {name}"])
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """bfloat16 where matrices and convolutions are; losses, distances and R1 stay float32.
+
+    precision: the Recipe's; "auto" is bfloat16 on GPUs and on CPUs that have it.
+    """
+    enabled = precision != "float32"
+    if precision == "auto" and device.type == "cpu":
+        enabled = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def average_gradients(network: nn.Module) -> None:
+    """Replace each gradient by its mean over processes, in one exchange; alone: nothing.
+
+    What DistributedDataParallel does, but after all backward passes: the GAN's two, R1's second
+    derivative and accumulation need no care about hooks and wrappers.
+    """
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients])):
+        gradient.copy_(averaged.view_as(gradient))
+
+
+# ---------------------------------------------------------------------------------------------
+# Stage 1 (Sec. 3.1)
+
+def tokenizer_step(trainee: Trainee, video: Tensor, config: Recipe) -> dict[str, Tensor]:
     """Stage 1: one simultaneous update of tokenizer and discriminator (Sec. 3.1, App. B.2).
 
     video (B, 3, T, H, W) in [0, 1]. Returns `loss`, which is weighted, its terms, which are not,
     the norms of the gradients, and the tokens used.
     """
-    model, ema = trainee.networks["model"], trainee.networks["ema"]
     parts = video.chunk(config.accumulate)
     passes = [tokenizer_pass(trainee, part, len(part) / len(video), config) for part in parts]
     terms = {name: sum(each[name] for each in passes) for name in passes[0] if name != "tokens"}
@@ -53,12 +135,13 @@ def tokenizer_step(trainee: Trainee, video: Tensor, config: TrainConfig) -> dict
     if "lecam" in trainee.networks:                   # once a step, with the batch's means
         trainee.networks["lecam"].update(terms.pop("real logit"), terms.pop("fake logit"))
     with torch.no_grad():
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()),
+        torch._foreach_lerp_(list(trainee.networks["ema"].parameters()),
+                             list(trainee.networks["tokenizer"].parameters()),
                              1 - config.tokenizer_ema)
     return terms | dict(tokens=torch.cat([each["tokens"] for each in passes]))
 
 
-def tokenizer_pass(trainee: Trainee, part: Tensor, share: float, config: TrainConfig
+def tokenizer_pass(trainee: Trainee, part: Tensor, share: float, config: Recipe
                    ) -> dict[str, Tensor]:
     """Forward and backward for a part of the batch, which counts as `share` of it.
 
@@ -66,10 +149,10 @@ def tokenizer_pass(trainee: Trainee, part: Tensor, share: float, config: TrainCo
     (official). `inputs=` keeps them apart: each backward pass fills the gradients of one network
     only. Returns the terms times share, and the tokens.
     """
-    model, discriminator, lecam = (trainee.networks.get(name)
-                                   for name in ("model", "discriminator", "lecam"))
+    tokenizer, discriminator, lecam = (trainee.networks.get(name)
+                                       for name in ("tokenizer", "discriminator", "lecam"))
     with autocast(config.precision, part.device):
-        output = model(part)
+        output = tokenizer(part)
     terms = dict(reconstruction=F.mse_loss(output.reconstruction, part),
                  codebook=output.codebook_loss, commitment=output.commitment_loss,
                  entropy=output.entropy_loss)
@@ -95,11 +178,14 @@ def tokenizer_pass(trainee: Trainee, part: Tensor, share: float, config: TrainCo
             + config.entropy_weight * terms["entropy"]
             + config.perceptual_weight * terms.get("perceptual", 0.0)
             + config.adversarial_weight * terms.get("generator", 0.0))
-    (share * loss).backward(inputs=list(model.parameters()))
+    (share * loss).backward(inputs=list(tokenizer.parameters()))
     terms = dict(loss=loss, **terms, contrast=output.reconstruction.std())
     return {name: share * term.detach() for name, term in terms.items()} | dict(
         tokens=output.tokens)
 
+
+# ---------------------------------------------------------------------------------------------
+# Stage 2 (Sec. 3.2)
 
 class TokenBatch(NamedTuple):
     """What stage 2 learns from: clips of one task, tokenized."""
@@ -113,58 +199,70 @@ class TokenBatch(NamedTuple):
     r: Tensor                    # (B,) uniform
 
 
-def transformer_step(trainee: Trainee, batch: TokenBatch, config: TrainConfig) -> dict[str, Tensor]:
+def transformer_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dict[str, Tensor]:
     """Stage 2: one update on Eq. (3), sequences corrupted by Eq. (2)."""
-    model, optimizer = trainee.networks["model"], trainee.optimizers["model"]
+    transformer, optimizer = trainee.networks["transformer"], trainee.optimizers["transformer"]
     N = batch.tokens.shape[1]
     cutoff = cutoff_score(batch.scores, mask_ratio(batch.r, config.mask_schedule, N))
     inputs = commit_mask(batch.tokens, batch.condition_tokens, batch.is_pad, batch.scores, cutoff,
-                         model.mask_id)
-    task = torch.full_like(batch.label, task_index(batch.task))
+                         transformer.mask_id)
+    task = torch.full_like(batch.label, task_index(batch.task, transformer.prompts))
     terms = dict.fromkeys(("loss", "refine", "mask", "reconstruct"), 0.0)
     for part in torch.arange(len(inputs), device=inputs.device).chunk(config.accumulate):
         share = len(part) / len(inputs)
         with autocast(config.precision, inputs.device):
-            logits = model(inputs[part], task[part], batch.label[part])
+            logits = transformer(inputs[part], task[part], batch.label[part])
         loss = commit_loss(logits, batch.tokens[part], batch.is_pad, batch.scores[part],
                            cutoff[part], config.label_smoothing)
         (share * loss.total).backward()
         for name, value in zip(terms, loss):
             terms[name] = terms[name] + share * value.detach()
-    average_gradients(model)
-    terms["model gradient"] = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+    average_gradients(transformer)
+    terms["transformer gradient"] = nn.utils.clip_grad_norm_(transformer.parameters(),
+                                                             config.gradient_clip)
     optimizer.step()
     optimizer.zero_grad()
     return terms
 
 
+# ---------------------------------------------------------------------------------------------
+
 def main() -> None:
-    """Both stages on one batch of the toy, over and over, with the adversary: term by term."""
+    """Both stages on two clips of the toy, over and over, with the adversary: term by term."""
+    import math                                        # the demo alone looks up to the wings
+
+    from commit import tokenize_condition
+    from data.clips import load_batch
+    from data.moving_shapes import MovingShapes
+    from training.build import build
+    from training.presets import PRESETS
+
     config = replace(PRESETS["toy"], adversarial_weight=0.1)
     torch.manual_seed(0)
-    clips = np.stack([MovingShapes().clip(index)[0] for index in range(2)])
-    video = rearrange(torch.from_numpy(clips), "b t h w c -> b c t h w") / 255
-    tokenizer = VideoTokenizer(config.tokenizer_config())
-    stage_1 = dict(model=tokenizer, ema=copy.deepcopy(tokenizer).requires_grad_(False),
-                   discriminator=Discriminator3d(config.discriminator_config()), lecam=LeCam())
-    stage_2 = dict(model=MaskedTransformer(config.transformer_config(config.num_classes)))
+    video, label = load_batch(MovingShapes(), 0, 2, seed=0)
+    stage_1, stage_2 = build(config, "tokenizer"), build(config, "transformer", num_classes=16)
+    for trainee in (stage_1, stage_2):
+        for optimizer in trainee.optimizers.values():
+            optimizer.param_groups[0]["lr"] = 1e-3
 
-    def repeat(step: Callable, batch: object, networks: dict[str, nn.Module]) -> None:
-        trainee = Trainee(networks, {
-            name: torch.optim.Adam(networks[name].parameters(), lr=1e-3)
-            for name in ("model", "discriminator") if name in networks})
-        rows = [step(trainee, batch, config) for _ in range(11)]
-        print(f"{step.__name__:24}" + "".join(f" step {number:<4}" for number in (0, 5, 10)))
-        for term, value in rows[0].items():
-            if value.ndim == 0:
-                print(f"  {term:22}" + "".join(f"{row[term].item():10.3g}" for row in rows[::5]))
+    rows = [tokenizer_step(stage_1, video, config) for _ in range(11)]
+    print(f"{'stage 1':24}" + "".join(f" step {number:<4}" for number in (0, 5, 10)))
+    for term in (term for term, value in rows[0].items() if value.ndim == 0):
+        print(f"  {term:22}" + "".join(f"{row[term].item():10.3g}" for row in rows[::5]))
 
-    repeat(tokenizer_step, video, stage_1)
-    tokens = rearrange(tokenizer.encode(video), "b t h w -> b (t h w)")
+    tokenizer = stage_1.networks["tokenizer"]
+    tokens = tokenizer.encode(video).flatten(1)
     condition_tokens, is_pad = tokenize_condition(tokenizer, video, "FP")
-    repeat(transformer_step, TokenBatch(
-        "FP", tokens, condition_tokens, is_pad, label=torch.zeros(2, dtype=torch.long),
-        scores=torch.rand(tokens.shape), r=torch.rand(2)), stage_2)
+    scores, r = torch.rand(tokens.shape), torch.full((2,), 0.5)
+    batch = TokenBatch("FP", tokens, condition_tokens, is_pad, torch.full_like(label, 16), scores, r)
+    masked = scores <= cutoff_score(scores, mask_ratio(r))[:, None]
+    parts = dict(refine=masked & ~is_pad, mask=masked & is_pad, reconstruct=~masked)
+    rows = [transformer_step(stage_2, batch, config) for _ in range(11)]
+    print(f"\nstage 2: cross-entropy per token in nats; ln K = {math.log(128):.2f} is guessing")
+    for part, case in parts.items():             # the log has shares of the mean over all tokens
+        share = case.float().mean()
+        print(f"  {part:11} {int(case.sum()):4} tokens" + "".join(
+            f"{row[part].item() / share:10.3f}" for row in rows[::5]))
 
 
 if __name__ == "__main__":

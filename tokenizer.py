@@ -4,15 +4,12 @@ Paper   Sec. 3.1 (Spatial-Temporal Tokenization), App. A.1 (architecture), App. 
 
 Shapes  video (B, 3, T, H, W) in [0, 1]
           -> Encoder           -> latents (B, D, t, h, w)
-          -> VectorQuantizer   -> tokens (B, t, h, w) in [0, K), embeddings (B, D, t, h, w)
+          -> VectorQuantizer   -> tokens (B, t, h, w) in [0, K), one per 4x8x8 pixels at 128 px
           -> Decoder           -> reconstruction (B, 3, T, H, W), linear: clip it to look at it
-        At 128 px: 16x128x128 pixels <-> 4x16x16 tokens, one token per 4x8x8 supervoxel.
 
 Read    TokenizerConfig, the blocks, Encoder, Decoder, VectorQuantizer, VideoTokenizer, inflate.
 
-Not here: the adversary (discriminator.py); the sum of the losses (steps.py, tokenizer_step).
-
-Run:    python tokenizer.py        the layers with their shapes, and the parameter counts
+Run:    python tokenizer.py        parameters and tokens of every size, beside the paper's
 """
 from __future__ import annotations
 
@@ -43,6 +40,7 @@ class TokenizerConfig:
     norm_groups: int = 32                                            # official
     entropy_temperature: float = 0.01                                # official
     residual_gain: float = 1.0      # of the initial residual branches: 1 official, 0 learns faster
+    latent_gain: float = 1.0        # of the initial latents: 1 official, ours where codes start there
 
     def __post_init__(self):
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
@@ -70,7 +68,8 @@ TOKENIZERS = {
     "L-64px": TokenizerConfig(base_channels=128, **_64px),
     # Ours: the same code at a size that a laptop trains in minutes.
     "toy": TokenizerConfig(base_channels=16, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1,
-                           codebook_size=128, embedding_dim=32, norm_groups=4, residual_gain=0.0),
+                           codebook_size=128, embedding_dim=32, norm_groups=4, residual_gain=0.0,
+                           latent_gain=0.2),
 }
 
 
@@ -114,15 +113,8 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + self.main(x)
 
 
-class Downsample(nn.Module):
+class Downsample(nn.AvgPool3d):
     """Average pooling, not a strided convolution (App. A.1)."""
-
-    def __init__(self, stride: tuple[int, int, int]):
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool3d(x, self.stride)
 
 
 class Upsample(nn.Module):
@@ -138,19 +130,27 @@ class Upsample(nn.Module):
 
 
 class Layers(nn.Sequential):
-    """A sequence that can recompute its activations in the backward pass to save memory."""
+    """A sequence that can recompute its activations in the backward pass, to save memory."""
 
-    checkpointing = False
+    recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self:
-            recompute = self.checkpointing and torch.is_grad_enabled()
-            x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+            again = self.recompute and torch.is_grad_enabled()
+            x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
         return x
 
 
 class Encoder(Layers):
-    """video (B, 3, T, H, W) -> latents (B, D, t, h, w)."""
+    """video (B, 3, T, H, W) -> latents (B, D, t, h, w): deeper, smaller, wider.
+
+    At 128 px, size B:      3 x 16 x 128 x 128    video
+        conv               64 x 16 x 128 x 128
+        2 blocks, pool     64 x  8 x  64 x  64    time, height and width are halved
+        2 blocks, pool    128 x  4 x  32 x  32    likewise
+        2 blocks, pool    128 x  4 x  16 x  16    height and width alone: 2D in the deep stages
+        4 blocks, conv    256 x  4 x  16 x  16    latents
+    """
 
     def __init__(self, config: TokenizerConfig):
         channels = config.base_channels
@@ -165,10 +165,18 @@ class Encoder(Layers):
         layers += [NormSwish(channels, config),
                    conv(channels, config.embedding_dim, config, kernel=(1, 1, 1), bias=True)]
         super().__init__(*layers)
+        self[-1].weight.data.mul_(config.latent_gain)
 
 
 class Decoder(Layers):
-    """embeddings (B, D, t, h, w) -> video (B, 3, T, H, W): the encoder mirrored, 2D first."""
+    """embeddings (B, D, t, h, w) -> video (B, 3, T, H, W): the encoder mirrored, 2D first.
+
+    At 128 px, size B:    256 x  4 x  16 x  16    embeddings
+        4 blocks, resize  256 x  4 x  32 x  32    height and width are doubled
+        2 blocks, resize  128 x  8 x  64 x  64    time, height and width are doubled
+        2 blocks, resize  128 x 16 x 128 x 128    likewise
+        2 blocks, conv      3 x 16 x 128 x 128    video, linear
+    """
 
     def __init__(self, config: TokenizerConfig):
         channels = config.widths[-1]
@@ -188,12 +196,15 @@ class Decoder(Layers):
 # Quantization
 
 def average_over_processes(x: Tensor) -> Tensor:
-    """Mean of x over all training processes, with gradient; x itself when there is only one."""
+    """Mean of x over all training processes, with gradient; x itself when there is only one.
+
+    The gradient to x is 1, not 1 / processes: every process has the same loss of the mean, and
+    the average of gradients over processes, at the end of a step, brings the 1 / processes in.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return x
     mean = x.detach().clone()
     dist.all_reduce(mean)
-    # A gradient of 1, not 1 / processes: all take the same loss of it, and then share gradients.
     return mean / dist.get_world_size() + (x - x.detach())
 
 
@@ -290,23 +301,29 @@ class VideoTokenizer(nn.Module):
                 raise ValueError(f"{name}={size} frames or pixels; this tokenizer needs a "
                                  f"multiple of {factor}: crop or resize the video")
         t, h, w = (size // factor for size, factor in zip((T, H, W), factors))
-        if self.config.padding == "reflect":
-            for name, size, kernel in zip("thw", (t, h, w), self.config.kernel):
-                if size <= kernel // 2:
-                    raise ValueError(f"latent {name}={size}; reflect padding needs at least "
-                                     f"{kernel // 2 + 1}: use a longer or larger video")
+        for name, size, kernel in zip("thw", (t, h, w), self.config.kernel):
+            if self.config.padding == "reflect" and size <= kernel // 2:
+                raise ValueError(f"latent {name}={size}; reflect padding needs at least "
+                                 f"{kernel // 2 + 1}: use a longer or larger video")
         return t, h, w
+
+    def latents(self, video: Tensor) -> Tensor:
+        """video (B, 3, T, H, W) in [0, 1] -> latents (B, D, t, h, w), before the nearest codes."""
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise ValueError(f"video has shape {tuple(video.shape)}; wanted (B, 3, T, H, W)")
+        self.latent_shape(*video.shape[2:])
+        return self._run(self.encoder, video)
 
     def forward(self, video: Tensor) -> TokenizerOutput:
         """One training pass. video (B, 3, T, H, W) in [0, 1]."""
-        quantized = self.quantizer(self._run(self.encoder, self._checked(video)))
+        quantized = self.quantizer(self.latents(video))
         reconstruction = self._run(self.decoder, quantized.embeddings)
         return TokenizerOutput(reconstruction.float(), *quantized[1:])
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """f_T: video (B, 3, T, H, W) in [0, 1] -> tokens (B, t, h, w), without gradient."""
-        return self.quantizer.tokens(self._run(self.encoder, self._checked(video)))
+        return self.quantizer.tokens(self.latents(video))
 
     def decode(self, tokens: Tensor) -> Tensor:
         """f_T inverse: tokens (B, t, h, w) -> video (B, 3, T, H, W), linear, not clipped."""
@@ -315,15 +332,8 @@ class VideoTokenizer(nn.Module):
                              f"0 to {self.codebook_size - 1} ([MASK] cannot be decoded)")
         return self._run(self.decoder, self.quantizer.lookup(tokens)).float()
 
-    def _checked(self, video: Tensor) -> Tensor:
-        if video.ndim != 5 or video.shape[1] != 3:
-            raise ValueError(f"video has shape {tuple(video.shape)}; wanted (B, 3, T, H, W)")
-        self.latent_shape(*video.shape[2:])
-        return video
-
     def _run(self, network: Layers, x: Tensor) -> Tensor:
-        # channels_last_3d: 3x3x3 convolutions at few channels run more than twice as fast.
-        x = x.contiguous(memory_format=torch.channels_last_3d)
+        x = x.contiguous(memory_format=torch.channels_last_3d)     # twice as fast, and more
         if self.config.padding == "reflect":
             return network(x)
         with torch.autocast("cpu", enabled=False):       # a fault of oneDNN: discriminator.py
@@ -333,8 +343,8 @@ class VideoTokenizer(nn.Module):
 class ImageTokenizer(VideoTokenizer):
     """2D-VQ: the same networks with 1x3x3 kernels and no pooling of time, each frame alone.
 
-    Same four methods on the same (B, 3, T, H, W) videos; tokens are (B, T, h, w). Images are
-    videos of one frame. Frames become the batch, so that normalization is per frame too.
+    It has the same methods, on the same (B, 3, T, H, W) videos; tokens are (B, T, h, w). An image
+    is a video of one frame. Frames become the batch, so that normalization is per frame too.
     """
 
     def __init__(self, config: TokenizerConfig):
@@ -354,46 +364,37 @@ def inflate(image_state: dict[str, Tensor], video_network: nn.Module,
     dense and 1x1x1) are copied. A 2D kernel becomes, with k the length of the new time axis:
       "central"   the middle slice of a kernel of zeros, so at first each frame is alone;
       "average"   k copies divided by k, so at first frames are blurred together.
-    ValueError where a parameter is missing or has no matching shape.
     """
     if mode not in ("central", "average"):
         raise ValueError(f"inflation mode is {mode!r}; choose 'central' or 'average'")
     inflated = {}
     for name, target in video_network.state_dict().items():
-        if name not in image_state:
-            raise ValueError(f"the 2D network has no {name}: it is not the 3D network's twin")
-        source = image_state[name]
+        source = image_state.get(name, torch.empty(0))
         if source.shape == target.shape:
             inflated[name] = source
-        elif source.ndim == 5 and source.shape[:2] + source.shape[3:] == (
-                target.shape[:2] + target.shape[3:]):
+        elif source.ndim == target.ndim == 5 and source.shape[:2] == target.shape[:2] and (
+                source.shape[3:] == target.shape[3:]):
             length, inflated[name] = target.shape[2], torch.zeros_like(target)
             if mode == "central":
                 inflated[name][:, :, length // 2] = source[:, :, 0]
             else:
                 inflated[name][:] = source / length
         else:
-            raise ValueError(f"{name} is {tuple(source.shape)} in 2D and {tuple(target.shape)} "
-                             "in 3D; give both networks the same sizes")
+            raise ValueError(f"{name} is {tuple(target.shape)} in 3D and " + (
+                f"{tuple(source.shape)} in 2D: give both networks the same sizes"
+                if name in image_state else "missing in 2D: that network is not its twin"))
     video_network.load_state_dict(inflated)
     return video_network
 
 
 def main() -> None:
-    paper = {"B": "41 M (3D)", "L": "158 M (3D), 53 M (2D)"}
-    with torch.device("meta"):
-        tokenizer, x = VideoTokenizer(TOKENIZERS["B"]), torch.empty(1, 3, 16, 128, 128)
-        for part in ("encoder", "decoder"):
-            print(f"3D-VQ-B {part}: input {'x'.join(map(str, x.shape[1:]))} (channels x T x H x W)")
-            for layer in getattr(tokenizer, part):
-                x = layer(x)
-                print(f"  {type(layer).__name__:14} -> {'x'.join(map(str, x.shape[1:])):16}"
-                      f" {sum(p.numel() for p in layer.parameters()):>10,} parameters")
-        print(f"\n{'size':8} {'3D-VQ':>12} {'2D-VQ':>12}   the paper says")
-        for name, config in TOKENIZERS.items():
-            counts = [sum(p.numel() for p in network(config).parameters())
-                      for network in (VideoTokenizer, ImageTokenizer)]
-            print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}   {paper.get(name, '')}")
+    print("size            3D-VQ        2D-VQ   16x128x128 ->   (the paper: 41 M, 158 M and 53 M)")
+    for name, config in TOKENIZERS.items():
+        with torch.device("meta"):
+            networks = VideoTokenizer(config), ImageTokenizer(config)
+        counts = [sum(p.numel() for p in network.parameters()) for network in networks]
+        print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}  ",
+              "x".join(map(str, networks[0].latent_shape(16, 128, 128))))
 
 
 if __name__ == "__main__":

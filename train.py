@@ -2,14 +2,19 @@
 
 Paper   Sec. 3.1 and 3.2 (Training), App. B.2
 
-Shapes  stage 1: video (B, 3, T, H, W) -> tokenizer_step -> tokenizer.pt
-        stage 2: video, task -> tokens, condition tokens (B, N) -> transformer_step
-                 -> transformer.pt
+Shapes  a step of stage 1                                             a step of stage 2
+          load_batch        video (B, 3, T, H, W)   data/source.py      load_batch, encode
+          VideoTokenizer    reconstruction          tokenizer.py        make_condition, encode
+          Discriminator3d   logits (B,)             discriminator.py    commit_mask, Eq. (2)
+          tokenizer_pass    losses, gradients       steps.py            MaskedTransformer
+          tokenizer_step    new weights             steps.py            commit_loss, Eq. (3)
+          fit               rate, log, checkpoint   training/loop.py    transformer_step, fit
 
-Read    train_tokenizer and train_transformer (how a stage is set up), TokenSource, main.
+Read    train; then train_tokenizer and train_transformer, how each stage is set up; parse.
 
-Not here: what one step is (steps.py), the loop around it (loop.py), what can be set
-        (presets.py), files (checkpoint.py), numbers at the end (report.py).
+Not here: what one step is (steps.py), the loop around it (training/loop.py), what can be set
+        (training/presets.py), where weights start (training/start.py), numbers at the end
+        (measure/report.py).
 
 Run:    python train.py                                 the toy: both stages, pictures, numbers
         python train.py ucf101-B --data DIR             the paper's presets; --dry-run for the plan
@@ -17,268 +22,204 @@ Run:    python train.py                                 the toy: both stages, pi
 """
 from __future__ import annotations
 
-import copy
-import math
+import argparse
+import dataclasses
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
+from typing import Callable
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from einops import rearrange
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from checkpoint import load_checkpoint, load_network
-from commit import TASKS, tokenize_condition
-from data import ClipSource, load_batch, open_source
-from discriminator import Discriminator2d, Discriminator3d, LeCam
-from loop import Processes, TokenizerWatch, Trainee, fit, start_processes
-from plan import plan
-from presets import PRESETS, TrainConfig, autocast, parse
-from report import report
+from data.clips import DataConfig, open_source
+from data.source import ClipSource, load_batch
+from measure.pretrained import load_lpips
+from measure.report import report
 from steps import TokenBatch, tokenizer_step, transformer_step
-from tokenizer import ImageTokenizer, VideoTokenizer, inflate
-from transformer import MaskedTransformer, start_local
+from training.build import build, build_tokenizer, transformer_config, without_weights
+from training.checkpoint import load_checkpoint, load_network
+from training.loop import Processes, Stage, TokenizerWatch, fit, start_processes
+from training.plan import doubts, plan
+from training.presets import DRAWN, PRESETS, TrainConfig, add_flags, chosen_settings
+from training.start import start_stage
+from training.tokens import TokenSource
 
-__all__ = ["PRESETS", "TrainConfig", "fit", "tokenizer_step", "transformer_step"]
+OnStep = Callable[[str, int, dict], "dict | None"]
 
 
-def train_tokenizer(config: TrainConfig, options, source: ClipSource, run: Path,
-                    processes: Processes, stage: str = "tokenizer") -> bool:
+def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *,
+          stage: str = "all", on_step: OnStep | None = None,
+          tokens: Callable[[int], TokenBatch] | None = None, processes: Processes = Processes(),
+          draw: bool = True) -> bool:
+    """Train in the folder `run`, or go on there. True when the end was reached.
+
+    data: where videos are, or any ClipSource. stage: "tokenizer", "transformer", "all" of both, or
+    "image", the 2D ancestor. on_step(stage, step, terms) is called after every step, in the first
+    process; what it returns is logged. tokens(step) stands in for tokenizing clips in stage 2.
+    draw: end with pictures and numbers. Raises ValueError where settings cannot work together, before
+    anything is trained.
+    """
+    run = Path(run)
+    run.mkdir(parents=True, exist_ok=True)
+    source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
+                         index=run / "videos.json")
+    if isinstance(data, DataConfig):
+        data = replace(data, class_names=tuple(source.class_names))
+    else:
+        data = DataConfig(dataset=f"object {type(data).__name__}",
+                          class_names=tuple(source.class_names))
+    stages = ["tokenizer", "transformer"] if stage == "all" else [stage]
+    refuse_impossible(config, stages, len(source.class_names), processes)
+    for name in stages:
+        begin = time.time()
+        for words in doubts(config, name, len(source)) if processes.rank == 0 else []:
+            print(f"warning: {words}", file=sys.stderr)
+        setup = (train_transformer(config, data, source, run, processes, tokens)
+                 if name == "transformer" else
+                 train_tokenizer(config, data, source, run, processes, name))
+        if not fit(setup, config, run, processes, on_step):
+            return False
+        if processes.rank == 0:
+            print(f"{name} done in {time.time() - begin:.0f} s", file=sys.stderr)
+    if processes.rank == 0 and draw and (run / "transformer.pt").exists():
+        report(run, source=source.held_out or source if data.dataset.startswith("object") else None)
+    return True
+
+
+def train_tokenizer(config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
+                    processes: Processes, stage: str = "tokenizer") -> Stage:
     """Stage 1, or its 2D ancestor (stage "image"), with EMA and, if its weight is not 0, a GAN."""
     torch.manual_seed(config.seed)
-    two_d = stage == "image"
-    model = (ImageTokenizer if two_d else VideoTokenizer)(config.tokenizer_config())
-    networks: dict[str, nn.Module] = dict(model=model)
-    if config.adversarial_weight:
-        discriminator = Discriminator2d if two_d else Discriminator3d
-        networks |= dict(discriminator=discriminator(config.discriminator_config()), lecam=LeCam())
-    if options.inflate and not two_d:
-        state = load_checkpoint(run / "image.pt")
-        inflate(state["ema"], model, options.inflate)
-        if "discriminator" in networks:
-            inflate(state["discriminator"], networks["discriminator"], options.inflate)
-    if config.codebook_from_data and not options.inflate:
-        codebook_from_data(model, load_batch(source, 0, 16, config.seed)[0], config.seed)
-    networks["ema"] = copy.deepcopy(model).requires_grad_(False)
-    for network in networks.values():
-        network.to(processes.device)
-        if hasattr(network, "encoder"):
-            network.encoder.checkpointing = network.decoder.checkpointing = config.checkpointing
+    trainee = build(config, stage, device=processes.device)
+    tokenizer = trainee.networks["tokenizer"]
+    origin = start_stage(trainee, stage, config, source, run)
+    trainee.perceptual = perceptual_loss(config, processes)
     if config.compile:
-        model.compile()           # not the discriminator: R1 differentiates twice, which it cannot
-    trainee = Trainee(networks, {
-        name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate,
-                               betas=(config.tokenizer_beta1, config.tokenizer_beta2), fused=True)
-        for name in ("model", "discriminator") if name in networks})
-    trainee.perceptual = perceptual_loss(config, options, processes)
+        tokenizer.compile()       # not the discriminator: R1 differentiates twice, which it cannot
 
     def batch_of(step: int) -> Tensor:
-        video, _, _ = load_batch(source, step, config.tokenizer_batch, config.seed,
-                                 processes.rank, processes.world)
-        if two_d and video.shape[2] > 1:     # official: frames 3, 6, 10, 13 of 16; a picture is one
-            T = video.shape[2]
+        video, _ = load_batch(source, step, config.tokenizer_batch, config.seed,
+                              processes.rank, processes.world)
+        T = video.shape[2]
+        if stage == "image" and T > 1:      # official: frames 3, 6, 10 and 13 of 16
             video = video[:, :, [round(k * T / 5) for k in range(1, 5)]]
         return video.to(processes.device, non_blocking=True)
 
-    total, warmup = config.steps("tokenizer", len(source))
-    plain = {stage: asdict(model.config), "train": asdict(config),
-             "data": describe(options, source)}
-    return fit(stage, trainee, tokenizer_step, batch_of, config.tokenizer_rate, total, warmup,
-               config, run, processes, plain, TokenizerWatch(model.codebook_size))
+    steps, warmup = config.steps("tokenizer", len(source))
+    return Stage(stage, trainee, tokenizer_step, batch_of, config.tokenizer_rate, steps, warmup,
+                 dict(network=tokenizer.config, train=config, data=data),
+                 TokenizerWatch(tokenizer.codebook_size), origin)
 
 
-@torch.no_grad()
-def codebook_from_data(model: VideoTokenizer, video: Tensor, seed: int) -> None:
-    """Start the codes at latents of real clips: a short run has no time to move them there.
+def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
+                      processes: Processes, tokens: Callable[[int], TokenBatch] | None = None
+                      ) -> Stage:
+    """Stage 2 on the frozen EMA tokenizer of the run."""
+    state = load_checkpoint(run / "tokenizer.pt")
+    if not state["finished"] and processes.rank == 0:
+        print(f"the tokenizer has stopped at step {state['step']}; its weights of then are used",
+              file=sys.stderr)
+    tokenizer = load_network(state, processes.device)
+    torch.manual_seed(config.seed)
+    trainee = build(config, "transformer", num_classes=len(source.class_names),
+                    tokenizer=tokenizer, device=processes.device)
+    transformer = trainee.networks["transformer"]
+    origin = start_stage(trainee, "transformer", config, source, run,
+                         tokenizer.latent_shape(*config.clip_shape))
+    if config.compile:
+        transformer.compile()
+    steps, warmup = config.steps("transformer", len(source))
+    return Stage("transformer", trainee, transformer_step,
+                 tokens or TokenSource(tokenizer, source, config, processes),
+                 config.transformer_rate, steps, warmup,
+                 dict(network=transformer.config, train=config, data=data), origin=origin)
 
-    Each is drawn with the squared distance to the nearest one before as its chance (k-means++),
-    so that a wide plain background gets few codes and not most of them. The latents start at a
-    fifth of their size: else the quickest way to less loss is to make them all alike.
-    """
-    model.encoder[-1].weight.mul_(0.2)
-    latents = rearrange(model._run(model.encoder, video), "b d t h w -> (b t h w) d")
-    generator = torch.Generator().manual_seed(seed)
-    chance = torch.full((len(latents),), 1e6)             # at first all alike
-    for code in model.quantizer.codebook:
-        place = torch.multinomial(chance + 1e-9, 1, generator=generator)[0]   # all taken: any
-        code.copy_(latents[place])
-        chance = chance.minimum((latents - code).square().sum(1))
 
-
-def perceptual_loss(config: TrainConfig, options, processes: Processes) -> nn.Module | None:
+def perceptual_loss(config: TrainConfig, processes: Processes) -> nn.Module | None:
     """LPIPS-VGG from --lpips-weights; without them the term is absent, and that is said."""
     if not config.perceptual_weight:
         return None
-    if not options.lpips_weights:
+    if not config.lpips_weights:
         if processes.rank == 0:
             print("no --lpips-weights: training without the perceptual loss (App. B.2 has it); "
-                  "python pretrained.py tells where the weights are from", file=sys.stderr)
+                  "python -m measure.pretrained tells where the weights are from", file=sys.stderr)
         return None
-    from pretrained import load_lpips
-    return load_lpips(options.lpips_weights).to(processes.device)
+    return load_lpips(config.lpips_weights).to(processes.device)
 
 
-def train_transformer(config: TrainConfig, options, source: ClipSource, run: Path,
-                      processes: Processes) -> bool:
-    """Stage 2 on the frozen EMA tokenizer of the run."""
-    tokenizer_state = load_checkpoint(run / "tokenizer.pt")
-    if not tokenizer_state["finished"] and processes.rank == 0:
-        print(f"the tokenizer has stopped at step {tokenizer_state['step']}; its weights of then "
-              "are used", file=sys.stderr)
-    tokenizer = load_network(tokenizer_state, processes.device)
-    torch.manual_seed(config.seed)
-    classes = len(source.class_names)
-    model = MaskedTransformer(config.transformer_config(classes))
-    if config.start_local:
-        start_local(model, tokenizer.latent_shape(config.frames, config.resolution,
-                                                  config.resolution))
-    model.checkpointing = config.checkpointing
-    model.to(processes.device)
-    if config.compile:
-        model.compile()
-    decayed, free = decay_groups(model)
-    optimizer = torch.optim.AdamW(
-        [dict(params=decayed, weight_decay=config.weight_decay),
-         dict(params=free, weight_decay=0.0)],
-        lr=config.transformer_rate, betas=(config.transformer_beta1, config.transformer_beta2),
-        fused=True)
-    tasks = [task for task in config.tasks if classes or not TASKS[task].class_conditional]
-    if processes.rank == 0 and len(tasks) < len(config.tasks):
-        print("no classes in the data: training without CG and CFP", file=sys.stderr)
-    clips = TokenSource(tokenizer, source, tasks, config, processes)
-
-    def batch_of(step: int) -> TokenBatch:
-        random = np.random.default_rng([config.seed, 2, step])       # the same in all processes
-        task = tasks[random.integers(len(tasks))]
-        tokens, condition_tokens, is_pad, label = clips(step, task)
-        size, share = config.transformer_batch, config.transformer_batch // processes.world
-        mine = slice(processes.rank * share, (processes.rank + 1) * share)
-        scores = random.random((size, tokens.shape[1]), np.float32)[mine]
-        r, dropped = random.random(size, np.float32)[mine], random.random(size)[mine]
-        unlabelled = torch.from_numpy(dropped < config.class_dropout) | (
-            not TASKS[task].class_conditional)
-        label = label.masked_fill(unlabelled.to(label.device), classes)
-        return TokenBatch(task, tokens, condition_tokens, is_pad, label,
-                          *(torch.from_numpy(x).to(processes.device) for x in (scores, r)))
-
-    total, warmup = config.steps("transformer", len(source))
-    plain = {"transformer": asdict(model.config), "train": asdict(config),
-             "data": describe(options, source)}
-    return fit("transformer", Trainee(dict(model=model), dict(model=optimizer)), transformer_step,
-               batch_of, config.transformer_rate, total, warmup, config, run, processes, plain)
+def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int,
+                      processes: Processes) -> None:
+    """ValueError, before anything is trained, where some stage could not begin or end."""
+    config.check()
+    for stage in stages:
+        batch = f"{'transformer' if stage == 'transformer' else 'tokenizer'}_batch"
+        if getattr(config, batch) % processes.world:
+            raise ValueError(f"{batch} is {getattr(config, batch)}; wanted a multiple of the "
+                             f"{processes.world} processes")
+    if config.adversarial_weight and stages != ["transformer"]:
+        config.discriminator_config()
+    tokenizer = without_weights(lambda: build_tokenizer(config.tokenizer_config()))
+    size = transformer_config(config, num_classes, tokenizer)
+    if "transformer" in stages and config.start_local and size.hidden_size % 8:
+        raise ValueError(f"start_local needs a hidden size that 8 divides, got {size.hidden_size}")
+    if config.codebook_from_data and not hasattr(tokenizer, "quantizer"):
+        raise ValueError(f"a {type(tokenizer).__name__} has no codebook to start; give "
+                         "--no-codebook-from-data")
 
 
-def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters with weight decay, the matrices of linear layers, and those without (official)."""
-    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    chosen = {id(matrix) for matrix in matrices}
-    return matrices, [p for p in model.parameters() if id(p) not in chosen]
-
-
-class TokenSource:
-    """The tokens of step and task: made anew from clips, or from a pool tokenized once.
-
-    With config.token_pool = P, the first P clips of the training order, augmented once, and
-    their conditions are tokenized before the first step, to save that time in each.
-    """
-
-    def __init__(self, tokenizer: VideoTokenizer, source: ClipSource, tasks: list[str],
-                 config: TrainConfig, processes: Processes):
-        self.tokenizer, self.source = tokenizer, source
-        self.config, self.processes = config, processes
-        self.pool: dict[str, tuple[Tensor, Tensor]] = {}
-        if not config.token_pool:
-            return
-        if processes.rank == 0 and config.token_pool < len(source):
-            print(f"stage 2 learns from {config.token_pool} of the {len(source)} clips, tokenized "
-                  "once (--token-pool 0: all, anew in each step)", file=sys.stderr)
-        size, tokens, labels = 32, [], []
-        parts: dict[str, list[tuple[Tensor, Tensor]]] = {task: [] for task in tasks}
-        for step in tqdm(range(math.ceil(config.token_pool / size)), desc="tokenizing",
-                         disable=processes.rank > 0, mininterval=1.0):
-            video, label, _ = load_batch(source, step, size, config.seed)
-            video = video.to(processes.device)
-            tokens.append(self._tokens(video))
-            labels.append(label.to(processes.device))
-            same: dict[tuple, tuple[Tensor, Tensor]] = {}              # FP and CFP, for instance
-            for task in parts:
-                rule = TASKS[task].region, TASKS[task].padding
-                if rule not in same:
-                    same[rule] = self._condition(video, task)
-                parts[task].append(same[rule])
-        first = slice(config.token_pool)                               # of the last batch, not all
-        self.tokens, self.labels = torch.cat(tokens)[first], torch.cat(labels)[first]
-        self.pool = {task: (torch.cat([tokens for tokens, _ in part])[first], part[0][1])
-                     for task, part in parts.items()}
-
-    def _tokens(self, video: Tensor) -> Tensor:
-        with autocast(self.config.precision, video.device):
-            return torch.cat([rearrange(self.tokenizer.encode(part), "b t h w -> b (t h w)")
-                              for part in video.split(self.config.tokenize_at_once)])
-
-    def _condition(self, video: Tensor, task: str) -> tuple[Tensor, Tensor]:
-        with autocast(self.config.precision, video.device):
-            parts = [tokenize_condition(self.tokenizer, part, task, self.config.condition_frames)
-                     for part in video.split(self.config.tokenize_at_once)]
-        return torch.cat([tokens for tokens, _ in parts]), parts[0][1]
-
-    def __call__(self, step: int, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """tokens, condition tokens (B, N), is_pad (N,), label (B,) of this process's share."""
-        batch, rank, world = (self.config.transformer_batch, self.processes.rank,
-                              self.processes.world)
-        if not self.pool:
-            video, label, _ = load_batch(self.source, step, batch, self.config.seed + 1, rank,
-                                         world)
-            video = video.to(self.processes.device)
-            return (self._tokens(video), *self._condition(video, task),
-                    label.to(self.processes.device))
-        chosen = torch.from_numpy(np.random.default_rng([self.config.seed, 3, step]).integers(
-            len(self.labels), size=batch))[rank * batch // world:(rank + 1) * batch // world]
-        condition, is_pad = self.pool[task]
-        return self.tokens[chosen], condition[chosen], is_pad, self.labels[chosen]
-
-
-def describe(options, source: ClipSource) -> dict:
-    """The data of a run as plain data: enough for decode.py and evaluate.py to open it again."""
-    paths = dict(root=options.data, test_root=options.test_data, split=options.split,
-                 test_split=options.test_split)
-    return dict(**{name: path and str(Path(path).resolve()) for name, path in paths.items()},
-                layout=options.layout, pad_short=options.pad_short,
-                class_names=source.class_names)
+def parse(arguments: list[str] | None = None
+          ) -> tuple[TrainConfig, DataConfig, argparse.Namespace]:
+    """Command line -> configurations and the other options. Exits with usage on a bad flag."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", allow_abbrev=False,
+        description="Train MAGVIT: the tokenizer, then the transformer, then draw and measure.")
+    parser.add_argument("preset", nargs="?", default="toy", metavar="PRESET", choices=PRESETS,
+                        help="one of: " + " ".join(PRESETS))
+    parser.add_argument("--out", help="run folder (default runs/PRESET); an old one goes on")
+    parser.add_argument("--stage", default="all",
+                        choices=["all", "image", "tokenizer", "transformer"], help="(default all)")
+    parser.add_argument("--no-report", dest="draw", action="store_false",
+                        help="stop after training, without pictures and numbers")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    files = parser.add_argument_group("videos")
+    paths = [field for field in dataclasses.fields(DataConfig) if field.metadata]
+    for field in paths:
+        kind = dict(action="store_true") if field.default is False else dict(
+            default=field.default, choices=field.metadata["choices"])
+        files.add_argument(field.metadata["flag"], dest=field.name, help=field.metadata["help"],
+                           **kind)
+    add_flags(parser)
+    options = parser.parse_args(arguments)
+    config, given = PRESETS[options.preset], chosen_settings(options)
+    drawn = options.preset in DRAWN and not options.root
+    if options.preset in DRAWN and not drawn:
+        given.setdefault("num_classes", 0)
+    try:
+        config = replace(config, **given)
+        refuse_impossible(config, ["tokenizer", "transformer"], config.num_classes, Processes())
+        data = DataConfig(dataset="shapes" if drawn else "folder",
+                          **{field.name: getattr(options, field.name) for field in paths})
+        if not drawn and not options.root and not options.dry_run:
+            raise ValueError(f"{options.preset} needs --data, a folder of videos")
+        if options.layout == "images" and options.stage != "image":
+            raise ValueError("--layout images has clips of one frame; it is for --stage image")
+    except ValueError as error:
+        parser.error(str(error))
+    return config, data.resolved(), options
 
 
 def main() -> None:
-    config, options = parse()
+    config, data, options = parse()
     if options.dry_run:
         print(plan(options.preset, config))
         return
-    run = Path(options.out or f"runs/{options.preset}")
-    run.mkdir(parents=True, exist_ok=True)
     processes = start_processes()
     try:
-        source = open_source(asdict(config), dict(
-            root=options.data, split=options.split, layout=options.layout,
-            pad_short=options.pad_short), run / "videos.json")
-        stages = ["tokenizer", "transformer"] if options.stage == "all" else [options.stage]
-        for stage in stages:
-            name = "transformer_batch" if stage == "transformer" else "tokenizer_batch"
-            if getattr(config, name) % processes.world:
-                raise ValueError(f"{name} is {getattr(config, name)}; wanted a multiple of the "
-                                 f"{processes.world} processes")
-            begin = time.time()
-            done = (train_transformer(config, options, source, run, processes)
-                    if stage == "transformer" else
-                    train_tokenizer(config, options, source, run, processes, stage))
-            if not done:
-                return
-            if processes.rank == 0:
-                print(f"{stage} done in {time.time() - begin:.0f} s", file=sys.stderr)
-        if processes.rank == 0 and options.report and (run / "transformer.pt").exists():
-            report(run)
+        train(config, data, options.out or f"runs/{options.preset}", stage=options.stage,
+              processes=processes, draw=options.draw)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
     finally:

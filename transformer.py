@@ -29,6 +29,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from commit import MT10
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -44,6 +46,7 @@ class TransformerConfig:
     num_tokens: int = 1024               # N = t*h*w, the tokenizer's
     num_classes: int = 0                 # C, the data set's
     num_tasks: int = 10                  # prompts; 0: no prompt, as in official one-task models
+    task_names: tuple[str, ...] = ()     # of the prompts, in order; (): the paper's ten, MT10
     initial_deviation: float = 0.02      # of matrices and embeddings; official
 
     @property
@@ -81,9 +84,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = rearrange(self.query_key_value(x), "b n (three heads d) -> "
                                       "three b heads n d", three=3, heads=self.num_heads)
+        # On CPUs attention is three times as fast in float32 as in bfloat16. Autocast would turn
+        # its arguments back into bfloat16, so it is off for this one call.
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-            query, key, value = query.float(), key.float(), value.float()    # three times faster
-        with torch.autocast("cpu", enabled=False):                           # or it casts them back
+            query, key, value = query.float(), key.float(), value.float()
+        with torch.autocast("cpu", enabled=False):
             x = F.scaled_dot_product_attention(query, key, value,
                                                dropout_p=self.dropout if self.training else 0.0)
         return self.out(rearrange(x, "b heads n d -> b n (heads d)"))
@@ -110,7 +115,7 @@ class Block(nn.Module):
 class MaskedTransformer(nn.Module):
     """p_theta(z_i | [rho, c, z-bar]) for all i at once, as logits over the K codes."""
 
-    checkpointing = False               # recompute each block in the backward pass
+    recompute = False                   # each block's activations, in the backward pass
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -138,6 +143,15 @@ class MaskedTransformer(nn.Module):
         """The label of examples without a class."""
         return self.config.num_classes
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The tasks of the prompts, in order: the paper's ten unless the configuration names some.
+
+        A checkpoint keeps these names, so that a prompt stays with its task whatever is added to
+        commit.TASKS later.
+        """
+        return self.config.task_names or MT10[:self.config.num_tasks]
+
     def prefix(self, task: Tensor, label: Tensor) -> Tensor:
         """[rho, c]: task (B,) in [0, num_tasks), label (B,) in [0, C] -> ids (B, 2)."""
         class_id = self.config.codebook_size + label
@@ -149,15 +163,15 @@ class MaskedTransformer(nn.Module):
         """Predict all tokens from the corrupted ones.
 
         tokens (B, N): codes in [0, K) or mask_id, in t, h, w raster order. task (B,): index into
-        commit.TASKS. label (B,): in [0, C), or no_class. Returns logits (B, N, K): [MASK],
+        `prompts`. label (B,): in [0, C), or no_class. Returns logits (B, N, K): [MASK],
         classes and prompts are cut off before any softmax, they can never be predicted.
         """
         ids = torch.cat([self.prefix(task, label), tokens], dim=1)               # (B, 2 + N)
         x = self.token_embedding(ids) + self.position_embedding.weight           # (B, 2 + N, D)
         x = self.dropout(self.embedding_norm(x))
         for block in self.blocks:
-            recompute = self.checkpointing and torch.is_grad_enabled()
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            again = self.recompute and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         x = self.head(x[:, -tokens.shape[1]:])                                   # (B, N, D)
         codes = self.config.codebook_size
         return F.linear(x, self.token_embedding.weight[:codes], self.head_bias[:codes])
@@ -169,31 +183,6 @@ def initialize(module: nn.Module, deviation: float) -> None:
         nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-
-
-@torch.no_grad()
-def start_local(model: MaskedTransformer, grid: tuple[int, int, int]) -> None:
-    """Ours, for short runs: let each token attend to its neighbours from the first step on.
-
-    The positions of the (t, h, w) grid start as waves along the three axes, so that near ones are
-    alike, and keys start equal to queries, so that like attends to like. Both are then trained as
-    ever: a laptop's minutes are too few to find locality in random positions.
-    """
-    size = model.config.hidden_size
-    widths = (size // 4, 3 * size // 8, 3 * size // 8)                # of the t, h and w waves
-    waves = []
-    for axis, (length, width) in enumerate(zip(grid, widths)):
-        periods = 2.0 ** torch.linspace(0, math.log2(2 * length), width // 2)
-        angle = torch.arange(length)[:, None] * math.pi / periods             # (length, width / 2)
-        shape = [1, 1, 1, width]
-        shape[axis] = length
-        waves.append(torch.cat([angle.sin(), angle.cos()], 1).view(shape).expand(*grid, width))
-    positions = rearrange(torch.cat(waves, -1), "t h w d -> (t h w) d")
-    model.position_embedding.weight[-len(positions):] = 0.2 * positions
-    for block in model.blocks:
-        query, key, _ = block.attention.query_key_value.weight.chunk(3)
-        query *= 0.15 / model.config.initial_deviation
-        key.copy_(query)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ files are known by hash, nothing is downloaded, and a network's `.weights` names
 
 Not here: Frechet distance, Inception Score, PSNR, SSIM and the protocols (evaluate.py).
 
-Run:    python pretrained.py [DIR]        which files are there, and the sizes of the networks
+Run:    python -m measure.pretrained [DIR]        which files are there, and the sizes of the networks
 """
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
+
+from measure.metrics import refuse_range
 
 
 class Frozen(nn.Module):
@@ -87,10 +89,7 @@ def _checked(video: Tensor) -> Tensor:
     if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
         raise ValueError(f"video is {video.dtype} {tuple(video.shape)}; wanted float "
                          "(B, 3, T, H, W)")
-    low, high = video.aminmax()
-    if not (low >= -0.001 and high <= 1.001):         # so written, NaN is refused as well
-        raise ValueError(f"video ranges from {low:.3f} to {high:.3f}; wanted [0, 1]: divide "
-                         "bytes by 255, clip a decoder's output")
+    refuse_range(video, "the video's pixels")
     return video
 
 

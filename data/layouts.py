@@ -16,11 +16,11 @@ Files   UCF-101, with a split list          Kinetics-600, nuScenes, your own: no
 
 Read    find_layout, select (what a split list picks), read_pictures.
 
-Not here: the inside of BAIR's records (bair.py); windows, crops and flips (data.VideoFolder does
+Not here: the inside of BAIR's records (bair.py); windows, crops and flips (clips.VideoFolder does
         them alike for all layouts).
 
-Run:    python datasets.py                   some layouts, and what is found in them
-        python datasets.py DATA [LIST]       what is found there: layout, clips, classes
+Run:    python -m data.layouts                   some layouts, and what is found in them
+        python -m data.layouts DATA [LIST]       what is found there: layout, clips, classes
 """
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from typing import NamedTuple
 import imageio.v3 as imageio
 import numpy as np
 
-import bair
+from data import bair
+from data.source import NO_LABEL
 
 VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".gif", ".npy"}
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 LAYOUTS = ("auto", "videos", "frames", "images", "bair")
-NO_LABEL = -1
 
 
 class Layout(NamedTuple):
@@ -241,10 +241,10 @@ def read_pictures(path: Path, start: int = 0, stop: int | None = None, stride: i
 
 
 def inspect_pictures(path: Path) -> tuple[int, int, int]:
-    """Frames, height, width. A record is read whole, its checksum too; a folder's first picture
-    speaks for the others, by its header."""
+    """Frames, height, width. A record is read whole; a folder's first picture speaks for the
+    others, by its header."""
     if path.parent.suffix in bair.SUFFIXES:
-        frames = bair.record_frames(path, bair.read_record(path, check=True))
+        frames = bair.record_frames(path, bair.read_record(path))
         return len(frames), *frames[0].shape[:2]
     pictures = _pictures(path)
     return len(pictures), *imageio.improps(pictures[0], plugin="pillow").shape[:2]
@@ -280,7 +280,7 @@ def show_layouts() -> None:
                 found = find_layout(folder, split=split)
             print(f"{name:22} {len(files):5}   {len(found.clips)} clips of layout {found.name!r}, "
                   f"labels {found.labels}, classes {' '.join(found.class_names) or 'none'}")
-    print("python datasets.py DATA [LIST, or a layout] says it of your own")
+    print("python -m data.layouts DATA [LIST, or a layout] says it of your own")
 
 
 def main() -> None:
@@ -292,7 +292,7 @@ def main() -> None:
         found = find_layout(root, more if more in LAYOUTS else "auto",
                             None if more in LAYOUTS else more)
     except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"datasets.py: {error}")
+        sys.exit(f"layouts.py: {error}")
     print(f"{root}: {found.name}, {len(found.clips):,} clips, {len(found.class_names)} classes")
     counts = collections.Counter(found.labels)
     for label, name in enumerate(found.class_names):

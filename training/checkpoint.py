@@ -2,36 +2,37 @@
 
 Files   RUN/tokenizer.pt, RUN/transformer.pt (RUN/image.pt for a 2D-VQ): the latest checkpoint
         of each stage; *.previous the one before. Each is a dict of tensors, numbers and strings:
-          format, stage, step, finished, config (plain dicts), versions, model, ema, and what
-          else the stage needs to go on: optimizers, LeCam averages.
+          format, stage, step, finished, versions, origin (where --init took weights from)
+          config: network, train, data, as plain dicts (build.as_plain)
+          the networks of the stage by name, the tokenizer's average as "ema", the optimizers
 
 Read    save_checkpoint, load_checkpoint, load_run.
 
-Not here: what goes on from a checkpoint (train.py).
+Not here: what goes on from a checkpoint (loop.py).
 
-Run:    python checkpoint.py                what happens to a damaged checkpoint
-        python checkpoint.py RUN            what a run folder holds
-        python checkpoint.py RUN OUT        its weights alone, as half floats, for sharing
+Run:    python -m training.checkpoint [RUN]      what a run folder holds (assets/toy)
+        python -m training.checkpoint RUN OUT    its weights alone, as half floats, for sharing
 """
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import pickle
 import platform
 import sys
-import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from tokenizer import ImageTokenizer, TokenizerConfig, VideoTokenizer
+from data.clips import ClipSource, DataConfig, open_source
+from training.build import build_tokenizer, from_plain
+from training.presets import TrainConfig
+from tokenizer import TokenizerConfig
 from transformer import MaskedTransformer, TransformerConfig
 
-FORMAT = "magvit checkpoint 1"
+FORMAT = "magvit checkpoint 2"
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
@@ -74,9 +75,27 @@ def read_checkpoint(path: Path) -> dict:
     except pickle.UnpicklingError:
         raise ValueError(f"{path} holds more than plain data and tensors: not a checkpoint of "
                          "this project, and not loaded") from None
+    if isinstance(state, dict) and state.get("format") == "magvit checkpoint 1":
+        state = converted(state)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this project (no {FORMAT!r} in it)")
     return state
+
+
+def converted(old: dict) -> dict:
+    """A checkpoint of format 1, with the names of today."""
+    name = "transformer" if old["stage"] == "transformer" else "tokenizer"
+    state = {{"model": name, "optimizer model": f"optimizer {name}"}.get(key, key): value
+             for key, value in old.items()}
+    train, data = dict(old["config"].get("train", {})), dict(old["config"].get("data", {}))
+    network = dict(old["config"][old["stage"]])
+    data["dataset"] = train.pop("dataset", "folder")
+    train["recompute"] = train.pop("checkpointing", False)
+    if train.get("padding") == "reflect":                    # now what is there if nothing is said
+        train["padding"] = ""
+    if train.get("codebook_from_data") and old["stage"] != "transformer":
+        network["latent_gain"] = 0.2
+    return state | dict(format=FORMAT, config=dict(network=network, train=train, data=data))
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -99,22 +118,46 @@ def load_checkpoint(path: str | Path) -> dict:
         return state
 
 
-def load_network(state: dict, device: torch.device | str = "cpu") -> nn.Module:
-    """The network of a checkpoint, ready to use: EMA weights where it has them, eval mode."""
-    config = {name: tuple(value) if isinstance(value, list) else value
-              for name, value in state["config"][state["stage"]].items()}
+def load_network(state: dict, device: torch.device | str = "cpu", averaged: bool = True
+                 ) -> nn.Module:
+    """The network of a checkpoint, ready to use: in eval mode, averaged weights where it has them.
+
+    averaged False: the weights that the optimizer moved.
+    """
     if state["stage"] == "transformer":
-        network = MaskedTransformer(TransformerConfig(**config))
+        name = "transformer"
+        network: nn.Module = MaskedTransformer(from_plain(state["config"]["network"],
+                                                          TransformerConfig))
     else:
-        network_type = ImageTokenizer if state["stage"] == "image" else VideoTokenizer
-        network = network_type(TokenizerConfig(**config))
-    network.load_state_dict(state.get("ema") or state["model"])
+        name = "ema" if averaged and "ema" in state else "tokenizer"
+        network = build_tokenizer(from_plain(state["config"]["network"], TokenizerConfig),
+                                  image=state["stage"] == "image")
+    network.load_state_dict(state[name])
     return network.to(device).eval().requires_grad_(False)
 
 
-def load_run(run: str | Path, device: torch.device | str = "cpu"
-             ) -> tuple[VideoTokenizer, MaskedTransformer, dict]:
-    """The two trained models of a run folder, and its configuration as plain dicts.
+@dataclass
+class Run:
+    """A trained run: its two models, ready to use, and what it was trained with and on."""
+
+    folder: Path
+    tokenizer: nn.Module
+    transformer: MaskedTransformer
+    config: TrainConfig
+    data: DataConfig
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.data.class_names)
+
+    def held_out(self, index: str | Path | None = None) -> ClipSource:
+        """The clips that the run kept from training, or, where it has none, its training clips."""
+        return open_source(self.data, self.config.clip_shape, stride=self.config.stride,
+                           held_out=True, index=index)
+
+
+def load_run(run: str | Path, device: torch.device | str = "cpu") -> Run:
+    """The trained run in a folder.
 
     FileNotFoundError where the folder or a stage is missing, ValueError where the two stages do
     not belong together.
@@ -122,14 +165,14 @@ def load_run(run: str | Path, device: torch.device | str = "cpu"
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"no run folder {run}; train one: python train.py")
-    tokenizer_state = load_checkpoint(run / "tokenizer.pt")
-    transformer_state = load_checkpoint(run / "transformer.pt")
-    tokenizer = load_network(tokenizer_state, device)
-    transformer = load_network(transformer_state, device)
+    states = [load_checkpoint(run / f"{stage}.pt") for stage in ("tokenizer", "transformer")]
+    tokenizer, transformer = (load_network(state, device) for state in states)
     if tokenizer.codebook_size != transformer.config.codebook_size:
         raise ValueError(f"{run}: the tokenizer has {tokenizer.codebook_size} codes and the "
                          f"transformer {transformer.config.codebook_size}: they are not of one run")
-    return tokenizer, transformer, transformer_state["config"]
+    config = states[1]["config"]
+    return Run(run, tokenizer, transformer, from_plain(config["train"], TrainConfig),
+               from_plain(config["data"], DataConfig))
 
 
 def export(run: Path, out: Path) -> None:
@@ -137,51 +180,27 @@ def export(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for stage in ("tokenizer", "transformer"):
         state = load_checkpoint(run / f"{stage}.pt")
-        weights = {name: tensor.half() for name, tensor in
-                   (state.get("ema") or state["model"]).items()}
-        save_checkpoint(out / f"{stage}.pt", dict(
-            stage=stage, step=state["step"], finished=state["finished"], config=state["config"],
-            model=weights))
+        weights = {name: tensor.half() for name, tensor in (state.get("ema") or
+                                                            state[stage]).items()}
+        kept = {key: state[key] for key in ("stage", "step", "finished", "config")}
+        save_checkpoint(out / f"{stage}.pt", kept | {stage: weights})
         print(f"{out / stage}.pt: {(out / f'{stage}.pt').stat().st_size:,} bytes")
 
 
-def show_damage() -> None:
-    """Save two checkpoints, damage the later one in several ways, and load what there is."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "tokenizer.pt")
-        for step in (1, 2):
-            save_checkpoint(path, dict(step=step, model=dict(weight=torch.randn(1000))))
-        whole = path.read_bytes()
-        flipped = bytearray(whole)
-        flipped[len(whole) // 2] ^= 1
-        for what, data in (("whole", whole), ("cut short", whole[:-100]), ("one bit off", flipped),
-                           ("zeros", bytes(len(whole))), ("of somebody else", b"GIF89a")):
-            path.write_bytes(data)
-            with contextlib.redirect_stderr(io.StringIO()) as said:
-                step = load_checkpoint(path)["step"]
-            reason = said.getvalue().replace(f"{folder}/", "").strip() or "loaded"
-            print(f"{what:17} step {step}   {reason}")
-        path.unlink()
-        previous(path).unlink()
-        try:
-            load_checkpoint(path)
-        except FileNotFoundError as error:
-            print(f"{'nothing left':17}          {str(error).replace(f'{folder}/', '')}")
-
-
 def main() -> None:
-    if len(sys.argv) == 1:
-        show_damage()
-        return
-    run = Path(sys.argv[1])
+    run = Path(sys.argv[1] if len(sys.argv) > 1 else "assets/toy")
     if len(sys.argv) > 2:
         export(run, Path(sys.argv[2]))
         return
     for path in sorted(run.glob("*.pt")):
         state = load_checkpoint(path)
-        numbers = sum(tensor.numel() for tensor in state["model"].values())
         print(f"{path}: step {state['step']}{', finished' if state['finished'] else ''}, "
-              f"{numbers:,} numbers, torch {state['versions']['torch']}")
+              f"torch {state['versions']['torch']}")
+        for name, part in state.items():
+            if isinstance(part, dict) and name not in ("versions", "config", "origin"):
+                tensors = [value for value in part.values() if isinstance(value, torch.Tensor)]
+                size = f"{sum(tensor.numel() for tensor in tensors):,} numbers" if tensors else ""
+                print(f"  {name:24} {size}")
 
 
 if __name__ == "__main__":

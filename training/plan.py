@@ -5,9 +5,9 @@ Paper   App. A.1 and A.2 (sizes), App. B.2 and Table 2 of the appendix (steps)
 Shapes  any, without contents: FakeTensorMode gives every tensor a shape and no memory, so that
         the real training step of the largest model runs in seconds on a laptop.
 
-Read    plan, step_cost, count_step; networks_of and step_on (a step on made-up clips); Count.
+Read    plan, step_cost, count_step, step_on (a step on made-up clips); Count.
 
-Run:    python plan.py                          what a step costs, what --checkpointing saves
+Run:    python -m training.plan                 what a step costs, what --recompute saves
         python train.py PRESET --dry-run        the plan of a run
 """
 from __future__ import annotations
@@ -19,19 +19,16 @@ from dataclasses import replace
 from typing import Callable, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from commit import TASKS, nothing
-from discriminator import Discriminator3d, LeCam
-from loop import Trainee
-from presets import PRESETS, TrainConfig
-from steps import TokenBatch, tokenizer_step, transformer_step
-from tokenizer import VideoTokenizer
-from transformer import MaskedTransformer
+from steps import TokenBatch, Trainee, tokenizer_step, transformer_step
+from training.build import build, build_tokenizer
+from training.presets import PRESETS, TrainConfig
 
 CARD = 80e9                                  # bytes of the card that the plan fits clips into
 
@@ -53,21 +50,19 @@ def plan(name: str, config: TrainConfig) -> str:
         changed = " " if value == getattr(default, field.name) else "*"
         value = " ".join(value) if field.name == "tasks" else value
         lines.append(f"  {changed} {field.name:22} {value}")
-    tokenizer_config = config.tokenizer_config()
-    transformer_config = config.transformer_config(config.num_classes)
-    with torch.device("meta"):
-        tokenizer = VideoTokenizer(tokenizer_config)
-        networks = {"tokenizer": tokenizer, "transformer": MaskedTransformer(transformer_config)}
-        if config.adversarial_weight:
-            networks["discriminator"] = Discriminator3d(config.discriminator_config())
-    shape = tokenizer.latent_shape(config.frames, config.resolution, config.resolution)
-    lines.append(f"\nvideo {config.frames}x{config.resolution}x{config.resolution} -> "
-                 f"{'x'.join(map(str, shape))} tokens of {tokenizer_config.codebook_size}; "
-                 f"sequence {transformer_config.sequence_length}, "
-                 f"vocabulary {transformer_config.vocabulary_size}")
-    for part, network in networks.items():
-        lines.append(f"{part:14} {sum(p.numel() for p in network.parameters()):>12,} parameters")
-    for stage in ("tokenizer", "transformer"):
+    stages = fake_stages(config)
+    tokenizer = stages["tokenizer"].networks["tokenizer"]
+    size = stages["transformer"].networks["transformer"].config
+    shape = tokenizer.latent_shape(*config.clip_shape)
+    lines.append(f"\nvideo {'x'.join(map(str, config.clip_shape))} -> "
+                 f"{'x'.join(map(str, shape))} tokens of {tokenizer.codebook_size}; "
+                 f"sequence {size.sequence_length}, vocabulary {size.vocabulary_size}")
+    for trainee in stages.values():
+        for part, network in trainee.networks.items():
+            if part not in ("ema", "lecam"):
+                count = sum(p.numel() for p in network.parameters())
+                lines.append(f"{part:14} {count:>12,} parameters")
+    for stage in stages:
         steps, warmup = config.steps(stage, config.train_videos)
         batch = getattr(config, f"{stage}_batch")
         cost = step_cost(replace(config, precision="float32"), stage)     # bfloat16: less
@@ -79,8 +74,23 @@ def plan(name: str, config: TrainConfig) -> str:
                   f"  a step: {batch * cost.flop_per_clip / 1e12:,.2f} TFLOP"
                   f"{tokens if cost.tokens_per_clip else ''}",
                   f"  memory in float32: {cost}, a batch in {shares:,} parts or more "
-                  "(processes x --accumulate)"]
+                  "(processes x --accumulate)",
+                  *(f"  warning: {words}" for words in doubts(config, stage, config.train_videos))]
     return "\n".join(lines)
+
+
+def doubts(config: TrainConfig, stage: str, videos: int) -> list[str]:
+    """What is odd about the length of a stage, in words; nothing for a run of sensible length."""
+    steps, warmup = config.steps(stage, videos)
+    words = []
+    if warmup >= steps:
+        words.append(f"{steps:,} steps, and {warmup:,} of warm-up: the learning rate never reaches "
+                     f"its peak (--{stage}-warmup)")
+    start = config.tokenizer_ema ** steps
+    if stage != "transformer" and start > 0.05:
+        words.append(f"after {steps:,} steps the averaged weights are still {start:.0%} those of "
+                     "the start; look at the raw ones too, or lower --tokenizer-ema")
+    return words
 
 
 class StepCost(NamedTuple):
@@ -116,13 +126,11 @@ def step_cost(config: TrainConfig, stage: str) -> StepCost:
     fixed = some - 16 * per_clip
     if stage == "tokenizer" or config.token_pool:
         return StepCost(flop, 0.0, fixed, per_clip)
-    with torch.device("meta"):
-        tokenizer = VideoTokenizer(config.tokenizer_config())
     given = [TASKS[task].region is not nothing for task in config.tasks]
     videos = 1 + sum(given) / len(given)                            # each clip, and its condition
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
         at_once = config.tokenize_at_once
-        tokenizer.to_empty(device="cpu").encode(made_up(config, at_once, torch.device("cpu")))
+        build_tokenizer(config.tokenizer_config()).encode(made_up(config, at_once))
     return StepCost(flop, videos * count.flop / at_once, fixed + count.most_bytes, per_clip)
 
 
@@ -135,51 +143,39 @@ def count_step(config: TrainConfig, stage: str, clips: int) -> tuple[float, int]
     """
     passes = min(config.accumulate, 2)
     config = replace(config, accumulate=passes)
-    networks = networks_of(config, stage, torch.device("meta"))
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
-        fake = {name: network.to_empty(device="cpu") for name, network in networks.items()}
-        step_on(fake, config, stage, clips * passes)()
+        trainee = build(config, stage, num_classes=config.num_classes)
+        step_on(trainee, config, stage, clips * passes)()
     return count.flop / passes, count.most_bytes
 
 
-def networks_of(config: TrainConfig, stage: str, device: torch.device) -> dict[str, nn.Module]:
-    """What a stage trains, with fresh weights."""
-    with device:
-        if stage == "transformer":
-            model = MaskedTransformer(config.transformer_config(config.num_classes))
-            model.checkpointing = config.checkpointing
-            return dict(model=model)
-        networks = dict(model=VideoTokenizer(config.tokenizer_config()),
-                        ema=VideoTokenizer(config.tokenizer_config()).requires_grad_(False))
-        for half in (networks["model"].encoder, networks["model"].decoder):
-            half.checkpointing = config.checkpointing
-        if config.adversarial_weight:
-            networks |= dict(discriminator=Discriminator3d(config.discriminator_config()),
-                             lecam=LeCam())
-        return networks
+def fake_stages(config: TrainConfig) -> dict[str, Trainee]:
+    """Both stages, their networks without contents."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return {stage: build(config, stage, num_classes=config.num_classes)
+                for stage in ("tokenizer", "transformer")}
 
 
-def made_up(config: TrainConfig, clips: int, device: torch.device) -> Tensor:
+def made_up(config: TrainConfig, clips: int, device: torch.device | str = "cpu") -> Tensor:
     """Noise in the shape of a batch of clips."""
-    return torch.rand(clips, 3, config.frames, config.resolution, config.resolution, device=device)
+    return torch.rand(clips, 3, *config.clip_shape, device=device)
 
 
-def step_on(networks: dict[str, nn.Module], config: TrainConfig, stage: str,
-            clips: int) -> Callable[[], dict[str, Tensor]]:
+def step_on(trainee: Trainee, config: TrainConfig, stage: str, clips: int
+            ) -> Callable[[], dict[str, Tensor]]:
     """A training step of a stage on so many made-up clips, to be called again and again."""
-    device = next(networks["model"].parameters()).device
-    trainee = Trainee(networks, {
-        name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate, fused=True)
-        for name in ("model", "discriminator") if name in networks})
     for optimizer in trainee.optimizers.values():            # its state, as after a first step
-        for parameter in optimizer.param_groups[0]["params"]:
-            parameter.grad = torch.zeros_like(parameter)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
+    network = trainee.networks[stage]
+    device = next(network.parameters()).device
     if stage == "tokenizer":
         video = made_up(config, clips, device)
         return lambda: tokenizer_step(trainee, video, config)
-    size = networks["model"].config
+    size = network.config
     tokens = torch.randint(size.codebook_size, (clips, size.num_tokens), device=device)
     batch = TokenBatch(config.tasks[0], tokens, tokens, is_pad=torch.ones_like(tokens[0]).bool(),
                        label=torch.zeros_like(tokens[:, 0]),
@@ -221,10 +217,10 @@ class Count(TorchDispatchMode):
 def main() -> None:
     print("ucf101-B, a training step on 8 clips   TFLOP   memory in float32")
     for stage in ("tokenizer", "transformer"):
-        for checkpointing in (False, True):
-            config = replace(PRESETS["ucf101-B"], checkpointing=checkpointing, precision="float32")
+        for recompute in (False, True):
+            config = replace(PRESETS["ucf101-B"], recompute=recompute, precision="float32")
             flop, most_bytes = count_step(config, stage, clips=8)
-            flag = "--checkpointing" if checkpointing else ""
+            flag = "--recompute" if recompute else ""
             print(f"{stage:12} {flag:25} {flop / 1e12:5.1f}   {amount(most_bytes)}", flush=True)
 
 

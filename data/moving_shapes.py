@@ -7,7 +7,7 @@ Shapes  clip i -> uint8 (16, 32, 32, 3) and a label in 0..15, shape x direction
 
 Read    MovingShapes.clip (how a clip is drawn), MovingShapes.recognize (how it is measured).
 
-Run:    python shapes.py           how often the plain rule is right, clean and under noise
+Run:    python -m data.moving_shapes     how often the plain rule is right, clean and under noise
 """
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from data.source import ClipSource
 
-class MovingShapes:
+
+class MovingShapes(ClipSource):
     """A coloured shape moves over a dark ground, two pixels a frame: 16 frames of 32x32.
 
     Drawn, not downloaded. There are 384 clips: 4 shapes, 4 directions, 4 lanes, 2 starts, 3
@@ -42,6 +44,7 @@ class MovingShapes:
     def __init__(self, split: str = "train"):
         if split not in ("train", "test"):
             raise ValueError(f"split is {split!r}; choose 'train' or 'test'")
+        self.split = split
         self.class_names = [f"{shape} {direction}" for shape in self.shapes
                             for direction in self.directions]
         shuffled = np.random.default_rng(0).permutation(math.prod(self.choices))
@@ -50,6 +53,10 @@ class MovingShapes:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @property
+    def held_out(self) -> MovingShapes | None:
+        return MovingShapes("test") if self.split == "train" else None
 
     def clip(self, index: int, random: np.random.Generator | None = None
              ) -> tuple[np.ndarray, int]:

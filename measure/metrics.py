@@ -14,7 +14,7 @@ All in float64: float32 is wrong in the second decimal of an FVD.
 Not here: the networks that make features and logits (pretrained.py), how many samples of what
         (protocols.py), running it all (evaluate.py).
 
-Run:    python metrics.py          how each number reacts; how FVD depends on the sample count
+Run:    python -m measure.metrics       how each number reacts; how FVD depends on the sample count
 """
 from __future__ import annotations
 
@@ -30,16 +30,26 @@ from torch import Tensor
 # ---------------------------------------------------------------------------------------------
 # Pictures against pictures
 
+def frames_of(video: Tensor) -> Tensor:
+    """Videos (B, 3, T, H, W) -> pictures (B, T, 3, H, W)."""
+    return rearrange(video, "b c t h w -> b t c h w")
+
+
+def refuse_range(pixels: Tensor, what: str) -> None:
+    """ValueError unless all pixels are in [0, 1], give or take a thousandth."""
+    low, high = pixels.aminmax()
+    if not (low >= -0.001 and high <= 1.001):              # so written, NaN is refused as well
+        raise ValueError(f"{what} range from {low:.3f} to {high:.3f}; wanted [0, 1]: divide "
+                         "bytes by 255, clip a decoder's output")
+
+
 def check_pictures(a: Tensor, b: Tensor, smallest: int = 1) -> None:
     """ValueError unless both are one shape (..., 3, H, W), H and W >= smallest, in [0, 1]."""
     if a.shape != b.shape or a.ndim < 3 or a.shape[-3] != 3 or min(a.shape[-2:]) < smallest:
         raise ValueError(f"pictures of {tuple(a.shape)} and {tuple(b.shape)}; wanted two equal "
                          f"shapes (..., 3, H, W) of at least {smallest}x{smallest} pixels")
     for picture in (a, b):
-        low, high = picture.min(), picture.max()
-        if not (low >= -0.001 and high <= 1.001):          # so written, NaN is refused as well
-            raise ValueError(f"pixels range from {low:.3f} to {high:.3f}; wanted [0, 1]: divide "
-                             "bytes by 255, clip a decoder's output")
+        refuse_range(picture, "pixels")
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

@@ -2,23 +2,25 @@
 
 Paper   App. B.2 (learning rate); the rest is what keeps a long run alive
 
-Shapes  none: fit(step function, batches) knows neither videos nor tokens
+Shapes  none: a Stage knows its step and its batches, the loop neither videos nor tokens
 
-Read    fit. Then what it leans on: Trainee, Processes and average_gradients, StopSignal, Ahead,
-        Log, the refusals, TokenizerWatch.
+Read    Stage and fit. Then what they lean on: Processes, StopSignal, Prefetch, Log, the refusals,
+        TokenizerWatch.
 
-Run:    python loop.py            the learning rate over a run, as a table
+Run:    python -m training.loop       the learning rate over a run, as a table
 """
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -28,28 +30,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint, previous, save_checkpoint
-from presets import STAGE_2, TrainConfig
+from steps import STAGE_2, Trainee
+from training.build import as_plain, from_plain
+from training.checkpoint import load_checkpoint, previous, save_checkpoint
+from training.presets import TrainConfig
+from transformer import TransformerConfig
 
 
 @dataclass
-class Trainee:
-    """What a stage trains, all of it saved: networks and their optimizers, by name."""
+class Stage:
+    """A stage as the loop sees it: it knows neither videos nor tokens."""
+
+    name: str                                       # and the name of its checkpoint
+    trainee: Trainee
+    step: Callable[[Trainee, object, TrainConfig], dict[str, Tensor]]
+    batch_of: Callable[[int], object]               # step -> batch
+    peak_rate: float
+    steps: int
+    warmup: int
+    configs: dict[str, object]                      # network, train, data: saved with the weights
+    watch: Callable[[int, dict], dict] = lambda step, terms: {}      # terms -> what to show
+    origin: dict = field(default_factory=dict)      # the run that --init took weights from
+
+
+class StageName(str):
+    """A stage's name, a plain string, that also leads to the networks in training."""
 
     networks: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
-    perceptual: nn.Module | None = None             # frozen, not saved
-
-    def state(self) -> dict:
-        networks = {name: network.state_dict() for name, network in self.networks.items()}
-        return networks | {f"optimizer {name}": optimizer.state_dict()
-                           for name, optimizer in self.optimizers.items()}
-
-    def load(self, state: dict) -> None:
-        for name, network in self.networks.items():
-            network.load_state_dict(state[name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state[f"optimizer {name}"])
 
 
 def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
@@ -59,8 +66,8 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
 
 
 # ---------------------------------------------------------------------------------------------
-# Processes. Data parallel training written out: each has a share of the batch, and gradients are
-# averaged once per step, after all backward passes.
+# Processes. Data parallel training written out: each process has a share of the batch, and
+# gradients are averaged once per step, after all backward passes (steps.average_gradients).
 
 class Processes(NamedTuple):
     """This process among those that torchrun started; alone by default."""
@@ -91,29 +98,14 @@ def join_processes(backend: str, **options) -> None:
     On one node torchrun keeps its store when it restarts killed workers (--max-restarts). Each
     attempt gets a name in it, or the new ones would find the addresses of the dead and wait.
     """
-    # Optimizers import this, and some of its functions take the group of the moment as a default:
-    # imported later, it keeps the group's threads beyond its end, and at times the exit aborts.
+    # Optimizers import torch._dynamo, and some functions there have the process group that exists
+    # when they are imported as the default of an argument. Imported after the group, they would
+    # keep it and its threads alive at exit, which then aborts now and then. So it comes first.
     import torch._dynamo  # noqa: F401
     store, rank, world = next(dist.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, **options)
-
-
-def average_gradients(network: nn.Module) -> None:
-    """Replace each gradient by its mean over processes, in one exchange; alone: nothing.
-
-    What DistributedDataParallel does, but after all backward passes: the GAN's two, R1's second
-    derivative and accumulation need no care about hooks and wrappers.
-    """
-    if not dist.is_initialized():
-        return
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, averaged in zip(gradients, flat.split([g.numel() for g in gradients])):
-        gradient.copy_(averaged.view_as(gradient))
 
 
 def average_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -133,9 +125,10 @@ class StopSignal:
         self.device = device                # where the processes exchange their word
 
     def __enter__(self) -> StopSignal:
-        self.received = False
-        self.before = {number: signal.signal(number, self._note)
-                       for number in (signal.SIGINT, signal.SIGTERM)}
+        self.received, self.before = False, {}
+        if threading.current_thread() is threading.main_thread():    # others may not set handlers
+            self.before = {number: signal.signal(number, self._note)
+                           for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _note(self, number: int, frame: object) -> None:
@@ -156,51 +149,55 @@ class StopSignal:
 # ---------------------------------------------------------------------------------------------
 # The loop
 
-def fit(stage: str, trainee: Trainee, step_function: Callable, batch_of: Callable[[int], object],
-        peak_rate: float, total: int, warmup: int, config: TrainConfig, run: Path,
-        processes: Processes, plain: dict, watch: Callable[[int, dict], dict] = lambda s, t: {}
-        ) -> bool:
+def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
+        on_step: Callable[[str, int, dict], dict | None] | None = None) -> bool:
     """Train a stage from its last checkpoint to the end. True when the end was reached.
 
-    step_function(trainee, batch, config) -> terms; batch_of(step) -> batch. Everything random
-    in a step is a function of (seed, rank, step), so that a run that was stopped anywhere goes
-    on as if nothing had happened. plain: configurations as dicts, saved with the weights. watch
-    turns a step's terms into what is worth showing, and names what looks wrong.
+    Everything random in a step is a function of (seed, rank, step), so that a run that was
+    stopped anywhere goes on as if nothing had happened. on_step(stage, step, terms) is called in
+    the first process after every step, before the checkpoint is saved. stage is the name, and
+    stage.networks the networks; numbers in a dict that it returns go into the log.
     """
-    path = run / f"{stage}.pt"
+    path, total, name = run / f"{stage.name}.pt", stage.steps, StageName(stage.name)
+    name.networks = stage.trainee.networks
     start = 0
+    plain = {part: as_plain(each) for part, each in stage.configs.items()}
     if path.exists() or previous(path).exists():
         state = load_checkpoint(path)
-        refuse_other_configuration(path, state["config"], plain)
-        trainee.load(state)
-        start = state["step"]
+        refuse_other_configuration(path, state["config"], stage.configs)
+        stage.trainee.load(state)
+        start, stage.origin = state["step"], state.get("origin", {})
         if state["finished"]:
-            if processes.rank == 0 and state["config"] != plain:     # what may change: take it over
+            # Settings that may change, such as those of decoding, are those of the last command.
+            if processes.rank == 0 and state["config"] != plain:
                 save_checkpoint(path, state | dict(config=plain))
             return True
 
     def save(step: int) -> None:
         if processes.rank == 0:
-            save_checkpoint(path, dict(stage=stage, step=step, finished=step == total,
-                                       config=plain, **trainee.state()))
+            save_checkpoint(path, dict(stage=stage.name, step=step, finished=step == total,
+                                       config=plain, origin=stage.origin, **stage.trainee.state()))
 
     saved = start
-    log = Log(run / "log.jsonl", stage, processes.rank)
-    with StopSignal(processes.device) as stop, Ahead(batch_of) as batches, tqdm(
-            total=total, initial=start, desc=stage, disable=processes.rank > 0,
+    log = Log(run / "log.jsonl", stage.name, processes.rank)
+    with StopSignal(processes.device) as stop, Prefetch(stage.batch_of) as batches, tqdm(
+            total=total, initial=start, desc=stage.name, disable=processes.rank > 0,
             mininterval=1.0) as bar:
         for step in range(start, total):
-            rate = learning_rate(step, peak_rate, warmup, total)
-            for optimizer in trainee.optimizers.values():
+            rate = learning_rate(step, stage.peak_rate, stage.warmup, total)
+            for optimizer in stage.trainee.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             torch.manual_seed(seed_of(config.seed, processes.rank, step))            # dropout
-            terms = average_terms(step_function(trainee, batches(step, step + 1 < total), config))
-            refuse_nonfinite(stage, step, terms, saved, path)
-            shown = watch(step, terms)
+            terms = average_terms(stage.step(stage.trainee, batches(step, step + 1 < total),
+                                             config))
+            refuse_nonfinite(stage.name, step, terms, saved, path)
+            shown = stage.watch(step, terms)
             bar.set_postfix({"loss": f"{terms['loss'].item():.3f}", **shown}, refresh=False)
             bar.update()
-            log(step, rate, terms, shown)
+            returned = on_step(name, step, terms) if on_step and processes.rank == 0 else None
+            if step % 10 == 0 or step + 1 == total or returned:
+                log(step, rate, terms, shown | (returned or {}))
             done = step + 1
             if done % config.save_every == 0 or done == total:
                 save(done)
@@ -208,7 +205,7 @@ def fit(stage: str, trainee: Trainee, step_function: Callable, batch_of: Callabl
             if stop:
                 save(done)
                 if processes.rank == 0:
-                    print(f"\nstopped after step {done} of {total} of the {stage}, saved in {path};"
+                    print(f"\nstopped after step {done} of {total} of the {name}, saved in {path};"
                           " the same command goes on from here", file=sys.stderr)
                 return False
     return True
@@ -219,13 +216,13 @@ def seed_of(seed: int, rank: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-class Ahead:
+class Prefetch:
     """Prepares the batch of the next step in a thread while this step computes."""
 
     def __init__(self, batch_of: Callable[[int], object]):
         self.batch_of, self.pool, self.waiting = batch_of, ThreadPoolExecutor(1), {}
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> Prefetch:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -240,16 +237,19 @@ class Ahead:
 
 
 class Log:
-    """log.jsonl: a line every ten steps, by the first process; after a stop, some steps twice."""
+    """log.jsonl: a line every ten steps, of the last step, and whenever on_step has something to
+    say, written by the first process. After a stop some steps are there twice."""
 
     def __init__(self, path: Path, stage: str, rank: int):
         self.path, self.stage, self.rank, self.begin = path, stage, rank, time.time()
 
     def __call__(self, step: int, rate: float, terms: dict, shown: dict) -> None:
-        if self.rank or step % 10:
+        if self.rank:
             return
         numbers = {name: round(float(term), 6) for name, term in terms.items()
                    if isinstance(term, Tensor) and term.ndim == 0}
+        shown = {name: float(value) if isinstance(value, Tensor) else value
+                 for name, value in shown.items()}
         line = dict(stage=self.stage, step=step, rate=rate, seconds=round(time.time() - self.begin,
                                                                           2), **numbers, **shown)
         with open(self.path, "a") as file:
@@ -267,18 +267,23 @@ def refuse_nonfinite(stage: str, step: int, terms: dict, saved: int, path: Path)
             "lower rate (and another --out)")
 
 
-def refuse_other_configuration(path: Path, old: dict, new: dict) -> None:
+def refuse_other_configuration(path: Path, plain: dict[str, dict], configs: dict[str, object]
+                               ) -> None:
     """ValueError naming the settings in which a checkpoint differs from the run to be resumed.
 
-    Not compared: what may change on the way, and stage 2's settings where stage 1 is resumed.
+    A setting that the checkpoint does not know had its default. Not compared: what may change on
+    the way (each field says so), and stage 2's settings where stage 1 is resumed.
     """
-    free = {"compile", "checkpointing", "save_every", "precision", "tokenize_at_once",
-            "decode_steps", "decode_schedule", "decode_temperature", "test_root", "test_split"}
-    if "transformer" not in new:
-        free |= STAGE_2
-    different = [f"{part}.{name} {old.get(part, {}).get(name)!r} there, {value!r} here"
-                 for part in new for name, value in new[part].items()
-                 if name not in free and old.get(part, {}).get(name) != value]
+    different = []
+    stage_2 = isinstance(configs["network"], TransformerConfig)
+    for part, new in configs.items():
+        old = from_plain(plain[part], type(new))
+        for field in dataclasses.fields(new):
+            free = field.metadata.get("may_change") or (
+                not stage_2 and field.metadata.get("group") == STAGE_2.args[0])
+            there, here = getattr(old, field.name, None), getattr(new, field.name)
+            if not free and there != here:
+                different.append(f"{part}.{field.name} {there!r} there, {here!r} here")
     if different:
         raise ValueError(f"{path} was trained with another configuration: {'; '.join(different)}. "
                          "Give --out another folder, or the old settings")

@@ -1,25 +1,24 @@
-"""Clips in, pictures out.
+"""Clips in: from files and folders.
 
 Paper   Sec. 4.1 and App. B.2 (16 frames at stride 1), App. B.3 (windows and crops)
 
-Shapes  a clip is uint8 (T, H, W, 3) and an int label, as files and pictures hold them;
-        a batch is float (B, 3, T, H, W) in [0, 1] and int64 (B,), as networks want them.
+Shapes  a video file of any size and length -> clips, uint8 (T, H, W, 3), and an int label
 
-Read    read_video, VideoFolder, load_batch (which clips make the batch of a step), write_grid.
-        MovingShapes, the data set that is drawn instead of read, has its own room (shapes.py);
-        so has the question what lies in a folder (datasets.py).
+Read    DataConfig and open_source, which data set a run has; read_video; VideoFolder.
 
-Run:    python data.py [FOLDER]          a contact sheet of the toy, or of a folder of videos
+Not here: what a data set is, and batches (source.py); the one that is drawn (moving_shapes.py);
+        what lies in a folder (layouts.py).
+
+Run:    python -m data.clips [FOLDER]     what a batch of the toy holds, or of a folder of videos
 """
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import av
 import imageio.v3 as imageio
@@ -29,20 +28,73 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from datasets import (NO_LABEL, Layout, find_layout, holds_pictures, inspect_pictures,
-                      read_pictures, with_classes)
-from shapes import MovingShapes
+from data.layouts import (LAYOUTS, Layout, find_layout, holds_pictures, inspect_pictures,
+                          read_pictures, with_classes)
+from data.moving_shapes import MovingShapes
+from data.source import NO_LABEL, ClipSource, ThreeMethods, digest, load_batch, to_float
 
 
-class ClipSource(Protocol):
-    """What training needs of a data set."""
+def flag(name: str, default: str | bool | None, help: str, may_change: bool = False,
+         choices: tuple[str, ...] | None = None):
+    """A field of DataConfig: its flag on the command line, and whether a stopped run may go on
+    with another value."""
+    return field(default=default, metadata=dict(flag=name, help=help, may_change=may_change,
+                                                choices=choices))
 
-    class_names: list[str]
 
-    def __len__(self) -> int: ...
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set a run learns from, as plain data that a checkpoint keeps."""
 
-    def clip(self, index: int, random: np.random.Generator | None) -> tuple[np.ndarray, int]:
-        """Clip number index, uint8 (T, H, W, 3), and its label; random None: no augmentation."""
+    root: str | None = flag("--data", None, "folder of training videos: DIR/class/video, DIR/video")
+    test_root: str | None = flag("--test-data", None, "folder of held-out videos", True)
+    split: str | None = flag("--split", None, "official list of training videos: trainlist01.txt, "
+                             "train.json")
+    test_split: str | None = flag("--test-split", None, "likewise of held-out videos", True)
+    layout: str = flag("--layout", "auto", "what lies in --data, where that is not plain; images is "
+                       "for --stage image", choices=LAYOUTS)
+    pad_short: bool = flag("--pad-short", False, "repeat the last frame of too short videos")
+    dataset: str = "folder"                 # "shapes": drawn; "object Name": given from Python
+    class_names: tuple[str, ...] = ()       # found in the data; a checkpoint records them
+
+    def resolved(self) -> DataConfig:
+        """The same with absolute paths, which hold wherever the run is used from."""
+        paths = {name: str(Path(value).resolve()) for name in
+                 ("root", "test_root", "split", "test_split") if (value := getattr(self, name))}
+        return replace(self, **paths)
+
+    @property
+    def has_held_out(self) -> bool:
+        return self.dataset == "shapes" or bool(self.test_root or self.test_split)
+
+
+def open_source(data: DataConfig | ClipSource, shape: tuple[int, int, int], *, stride: int = 1,
+                flip: bool = False, held_out: bool = False,
+                index: str | Path | None = None) -> ClipSource:
+    """The data set of a run, as clips of (T, H, W); an object is what it is.
+
+    held_out: the clips kept from training: of the toy its own; of an object its `held_out`; of a
+    folder test_root and test_split, one of which may be missing. Without any, the training data
+    stands for itself. Labels are those of data.class_names, where it has some. index: a file
+    that keeps the frame counts. Layout "images" has clips of one frame in any case.
+    """
+    if not isinstance(data, DataConfig):
+        source = data if isinstance(data, ClipSource) else ThreeMethods(data)
+        return source.held_out or source if held_out else source
+    if data.dataset == "shapes":
+        return MovingShapes("test" if held_out else "train")
+    if data.dataset != "folder":
+        raise ValueError(f"this run was trained on {data.dataset!r}, which is not on disk; give "
+                         "that object to the Python function, or videos with --data or --video")
+    root, split = data.root, data.split
+    if held_out and (data.test_root or data.test_split):
+        root, split = data.test_root or root, data.test_split
+    layout = find_layout(root, data.layout, split)
+    if data.class_names:
+        layout = with_classes(layout, list(data.class_names))
+    return VideoFolder(root, (1 if layout.name == "images" else shape[0], *shape[1:]),
+                       stride=stride, flip=flip, pad_short=data.pad_short, index=index,
+                       layout=layout)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -53,7 +105,7 @@ def read_video(path: str | Path, start: int = 0, count: int | None = None,
     """Frames start, start+stride, ... of a video file as uint8 (T, H, W, 3), turned upright.
 
     count None: all of them. Also reads .gif and .npy (uint8, same layout), and whatever else a
-    clip of datasets.Layout is. Fewer frames than asked for, a broken file or one without frames
+    clip of layouts.Layout is. Fewer frames than asked for, a broken file or one without frames
     is a ValueError that names the file.
     """
     path = Path(path)
@@ -106,28 +158,13 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
         imageio.imwrite(path, frames, plugin="pyav", codec="libx264", fps=fps)
 
 
-def to_uint8(video: np.ndarray) -> np.ndarray:
-    """[0, 1] to 0..255, rounded."""
-    return (np.clip(video, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def to_float(clips: np.ndarray) -> Tensor:
-    """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in [0, 1]."""
-    return rearrange(torch.from_numpy(clips), "b t h w c -> b c t h w").float() / 255
-
-
-def to_frames(video: Tensor) -> np.ndarray:
-    """float (3, T, H, W), clipped to [0, 1] -> uint8 (T, H, W, 3)."""
-    return to_uint8(rearrange(video.detach().float().cpu(), "c t h w -> t h w c").numpy())
-
-
 # ---------------------------------------------------------------------------------------------
 # Folders of videos
 
-class VideoFolder:
+class VideoFolder(ClipSource):
     """The clips of a Layout below root, any sizes and lengths -> clips of (T, H, W).
 
-    layout None: what datasets.find_layout finds, each class a folder. Each video's short side is
+    layout None: what layouts.find_layout finds, each class a folder. Each video's short side is
     resized to H (bilinear, antialiased), then (H, W) is cropped and T frames are taken at
     `stride`: at random places where `clip` gets a generator, else at the centre. What cannot be
     used is named once on stderr and left out. `index` (a JSON file) keeps the frame counts, since
@@ -198,6 +235,22 @@ class VideoFolder:
                 self._cache[path] = resize_short_side(read_video(path), self.H, self.W)
             video = self._cache[path][start::self.stride][:count]
         return np.concatenate([video, repeat(video[-1], "h w c -> t h w c", t=self.T - len(video))])
+
+    def spare_frames(self, index: int) -> int:
+        return max(0, self.videos[index][1] - self.needed)
+
+    def clip_at(self, index: int, start: int, y: float, x: float) -> tuple[np.ndarray, int]:
+        """As ClipSource has it. ValueError where the file no longer decodes: were another clip to
+        stand in, an evaluation's numbers would depend on when the disk failed."""
+        path, frames = self.videos[index]
+        video = self.window(path, start, min(frames, self.needed))
+        y, x = (min(int(place * (size - wanted + 1)), size - wanted) for place, size, wanted in
+                zip((y, x), video.shape[1:3], (self.H, self.W)))
+        return video[:, y:y + self.H, x:x + self.W], self.labels[index]
+
+    def fingerprint(self) -> str:
+        return digest([(str(path), frames, (path if path.exists() else path.parent).stat().st_size)
+                       for path, frames in self.videos])
 
     def _crop(self, video: np.ndarray, random: np.random.Generator | None) -> np.ndarray:
         spare = np.array(video.shape[1:3]) - (self.H, self.W)
@@ -271,126 +324,22 @@ def load_clip(path: str | Path, shape: tuple[int, int, int], start: int = 0,
     return to_float(np.ascontiguousarray(video[None, :, y:y + H, x:x + W]))
 
 
-def open_source(config: dict, data: dict, index: str | Path | None = None,
-                split: str = "train") -> ClipSource:
-    """The data set of a run. config, data: what a checkpoint holds as config["train"], ["data"].
-
-    split "test": the toy's held-out clips, or data["test_root"] and data["test_split"], one of
-    which may be missing; without both the training data stands for itself. Its labels are those
-    of the run, data["class_names"]. data["layout"] "images": clips of one frame in any case.
-    """
-    if config["dataset"] == "shapes":
-        return MovingShapes(split)
-    if config["dataset"] != "folder":
-        raise ValueError(f"dataset is {config['dataset']!r}; choose 'folder' or 'shapes'")
-    root, chosen = data["root"], data.get("split")
-    if split == "test" and (data.get("test_root") or data.get("test_split")):
-        root, chosen = data.get("test_root") or root, data.get("test_split")
-    layout = find_layout(root, data.get("layout") or "auto", chosen)
-    if split == "test" and data.get("class_names"):
-        layout = with_classes(layout, data["class_names"])
-    frames = 1 if layout.name == "images" else config["frames"]
-    return VideoFolder(root, (frames, config["resolution"], config["resolution"]),
-                       stride=config["stride"], flip=config["flip"], pad_short=data["pad_short"],
-                       index=index, layout=layout)
-
-
 # ---------------------------------------------------------------------------------------------
-# Batches
-
-@functools.lru_cache(maxsize=2)
-def _order(length: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(length)
-
-
-def load_batch(source: ClipSource, step: int, batch_size: int, seed: int, rank: int = 0,
-               world: int = 1, augment: bool = True) -> tuple[Tensor, Tensor, list[int]]:
-    """The batch of a step: (B, 3, T, H, W) in [0, 1], labels (B,), indices. No state anywhere.
-
-    Clips are visited in a new order each epoch. A batch of `batch_size` is shared out to `world`
-    processes: together they see what one would. Windows, crops and flips follow from (seed,
-    step, place in the batch).
-    """
-    share = batch_size // world
-    clips, labels, indices = [], [], []
-    for place in range(rank * share, (rank + 1) * share):
-        epoch, position = divmod(step * batch_size + place, len(source))
-        index = int(_order(len(source), seed, epoch)[position])
-        random = np.random.default_rng([seed, step, place]) if augment else None
-        clip, label = source.clip(index, random)
-        clips.append(clip)
-        labels.append(label)
-        indices.append(index)
-    return to_float(np.stack(clips)), torch.tensor(labels), indices
-
-
-# ---------------------------------------------------------------------------------------------
-# Pictures
-
-def text_picture(text: str, height: int, width: int, size: float = 9) -> np.ndarray:
-    """Words as uint8 (height, width, 3), black on white, drawn by matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=size, wrap=True)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:height, :width, :3].copy()
-
-
-def write_grid(path: str | Path, rows: list[tuple[str, list[Tensor]]], titles: list[str],
-               scale: int | None = None, fps: float = 6) -> None:
-    """Videos in named rows under named columns: a GIF, or a PNG with four frames of each.
-
-    rows: (name, videos (3, T, H, W) in [0, 1]), all of one shape. scale: pixels per pixel.
-    """
-    T, H, W = rows[0][1][0].shape[1:]
-    scale = scale or max(1, 96 // H)
-    still = Path(path).suffix == ".png"
-    pad, left, top = 4, 150, 24
-    lines = []
-    for name, videos in rows:
-        cells = []
-        for video in videos:
-            frames = to_frames(video).repeat(scale, axis=1).repeat(scale, axis=2)
-            if still:
-                frames = rearrange(frames[np.linspace(0, T - 1, 4).round().astype(int)],
-                                   "t h w c -> 1 h (t w) c")
-            cells.append(np.pad(frames, ((0, 0), (pad, pad), (pad, pad), (0, 0)),
-                                constant_values=255))
-        label = text_picture(name, cells[0].shape[1], left)
-        lines.append(np.concatenate([np.broadcast_to(label, (len(cells[0]), *label.shape)), *cells],
-                                    axis=2))
-    width = (lines[0].shape[2] - left) // len(titles)
-    header = np.concatenate([np.full((top, left, 3), 255, np.uint8),
-                             *(text_picture(title, top, width) for title in titles)], axis=1)
-    header = np.broadcast_to(header, (len(lines[0]), *header.shape))
-    picture = np.concatenate([header, *lines], axis=1)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if still:
-        imageio.imwrite(path, picture[0])
-    else:
-        write_video(path, picture, fps)
-
 
 def main() -> None:
-    """A contact sheet: eight clips of the toy, or of the folder on the command line."""
-    if len(sys.argv) > 1:
-        source: ClipSource = VideoFolder(sys.argv[1], (16, 64, 64))
-    else:
-        source = MovingShapes()
-    rows = []
-    for index in range(0, len(source), max(1, len(source) // 8)):
-        clip, label = source.clip(index)
-        name = source.class_names[label] if label != NO_LABEL else "no class"
-        rows.append((name, [to_float(clip[None])[0]]))
-    write_grid("assets/clips.png", rows[:8], ["four of the frames"])
-    print(f"{len(source)} clips, {len(source.class_names)} classes; wrote assets/clips.png")
-    if isinstance(source, MovingShapes):
-        videos, labels, _ = load_batch(source, 0, len(source), seed=0)
-        shape, direction = MovingShapes.recognize(videos)
-        right = ((shape == labels // 4) & (direction == labels % 4)).float().mean()
-        print(f"the plain rule reads shape and direction right in {right:.1%} of them")
+    """What a batch holds, and that a clip is a function of seed, step and place alone."""
+    source = VideoFolder(sys.argv[1], (16, 64, 64)) if len(sys.argv) > 1 else MovingShapes()
+    video, label = load_batch(source, step=0, batch_size=4, seed=0)
+    print(f"{len(source)} clips of {len(source.class_names)} classes, fingerprint "
+          f"{source.fingerprint()}\nbatch 0: video {tuple(video.shape)} from {video.min():.2f} to "
+          f"{video.max():.2f}")
+    for place, (clip, number) in enumerate(zip(video, label.tolist())):
+        name = source.class_names[number] if number != NO_LABEL else "no class"
+        motion = clip.diff(dim=1).abs().mean()
+        print(f"  place {place}: {name:20} mean pixel {clip.mean():.3f}, mean change from frame to "
+              f"frame {motion:.3f}")
+    shares = [load_batch(source, 0, 4, seed=0, rank=rank, world=2)[0] for rank in (0, 1)]
+    print(f"two processes see the same batch: {torch.equal(torch.cat(shares), video)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""What a data set is, and which of its clips make the batch of a step.
+
+Paper   Sec. 4.1; App. B.3 ("a single data loader")
+
+Shapes  a clip is uint8 (T, H, W, 3) and an int label, as files and pictures hold them;
+        a batch is float (B, 3, T, H, W) in [0, 1] and int64 (B,), as networks want them.
+
+Read    ClipSource, load_batch.
+
+Run:    python -m data.source          a data set of one's own in five lines, and its batches
+"""
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+NO_LABEL = -1
+
+
+class ClipSource:
+    """A data set. Training needs the first three, evaluation the others too, which have defaults.
+
+    Any subclass can be given to train.train and evaluate.evaluate_protocol in place of a folder.
+    """
+
+    class_names: list[str] = []             # labels are indices into them; none: no classes
+    held_out: ClipSource | None = None      # clips kept from training, which the report shows
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def clip(self, index: int, random: np.random.Generator | None = None
+             ) -> tuple[np.ndarray, int]:
+        """Clip number index, uint8 (T, H, W, 3), and its label, or NO_LABEL.
+
+        With a generator the window, the crop and the flip may be random; with None the centre.
+        """
+        raise NotImplementedError
+
+    def spare_frames(self, index: int) -> int:
+        """How many frames video index is longer than a clip: a clip has one more start."""
+        return 0
+
+    def clip_at(self, index: int, start: int, y: float, x: float) -> tuple[np.ndarray, int]:
+        """The clip of a video from frame `start`, cropped at y, x in [0, 1] of what is spare."""
+        return self.clip(index, None)
+
+    def fingerprint(self) -> str:
+        """Ten letters that change when the clips do: stored features of others are never used."""
+        shown = range(0, len(self), max(1, len(self) // 8))
+        return digest([len(self), [self.clip(i, None)[0].mean((0, 1)).tolist() for i in shown]])
+
+
+def digest(settings: object) -> str:
+    """Ten letters that change with any of the settings, which are plain data."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+class ThreeMethods(ClipSource):
+    """An object that has no more than len, clip and class_names, as a ClipSource."""
+
+    def __init__(self, source):
+        self.clip, self.class_names, self._length = source.clip, source.class_names, len(source)
+
+    def __len__(self) -> int:
+        return self._length
+
+
+@functools.lru_cache(maxsize=4)
+def shuffled(length: int, *seed: int) -> np.ndarray:
+    """0 .. length-1 in an order that the seed decides."""
+    return np.random.default_rng(seed).permutation(length)
+
+
+def load_batch(source: ClipSource, step: int, batch_size: int, seed: int, rank: int = 0,
+               world: int = 1, augment: bool = True) -> tuple[Tensor, Tensor]:
+    """The batch of a step: (B, 3, T, H, W) in [0, 1] and labels (B,). No state anywhere.
+
+    Clips are visited in a new order each epoch. A batch of `batch_size` is shared out to `world`
+    processes: together they see what one would. Windows, crops and flips follow from (seed,
+    step, place in the batch).
+    """
+    share = batch_size // world
+    clips, labels = [], []
+    for place in range(rank * share, (rank + 1) * share):
+        epoch, position = divmod(step * batch_size + place, len(source))
+        random = np.random.default_rng([seed, step, place]) if augment else None
+        clip, label = source.clip(int(shuffled(len(source), seed, epoch)[position]), random)
+        clips.append(clip)
+        labels.append(label)
+    return to_float(np.stack(clips)), torch.tensor(labels)
+
+
+def to_float(clips: np.ndarray) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in [0, 1]."""
+    return rearrange(torch.from_numpy(clips), "b t h w c -> b c t h w").float() / 255
+
+
+def main() -> None:
+    """Six clips, each of one grey, and the order in which two epochs visit them."""
+    class Greys(ClipSource):
+        def __len__(self) -> int:
+            return 6
+
+        def clip(self, index: int, random: np.random.Generator | None = None
+                 ) -> tuple[np.ndarray, int]:
+            return np.full((4, 8, 8, 3), 40 * index, np.uint8), NO_LABEL
+
+    def grey(video: Tensor) -> list[int]:
+        return (video[:, 0, 0, 0, 0] * 255 / 40).round().int().tolist()
+
+    source = Greys()
+    print(f"clips {len(source)}, fingerprint {source.fingerprint()}\nstep   clips of the batch   "
+          "shared by two processes")
+    for step in range(4):
+        shares = [grey(load_batch(source, step, 4, seed=0, rank=rank, world=2)[0])
+                  for rank in (0, 1)]
+        print(f"{step:4}   {str(grey(load_batch(source, step, 4, seed=0)[0])):18}   {shares}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What judges: mathematics, protocols, frozen networks, features on disk, a run's report."""

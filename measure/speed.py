@@ -1,0 +1,105 @@
+"""How fast a run generates, and where the time goes.
+
+Paper   Fig. 5, Sec. 4.3
+
+Shapes  none: sizes in, seconds out
+
+Read    measure_speed.
+
+Run:    python -m measure.speed [RUN]      a row per resolution (assets/toy)
+        python evaluate.py RUN --speed     the same, and RUN/speed.json
+"""
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from decode import commit_decode
+from steps import autocast
+from training.checkpoint import load_run
+from transformer import MaskedTransformer
+
+
+@torch.no_grad()
+def measure_speed(run: str | Path, resolutions: tuple[int, ...] = (64, 128, 256),
+                  repeats: int = 2, most_tokens: int = 4096) -> list[dict]:
+    """Frames per second of generating one video, and where the time goes: a row per resolution.
+
+    The tokenizer is the run's; it takes any size. The transformer is the run's where the number
+    of tokens is; elsewhere one of its sizes with random weights, which takes the same time.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run, rows = load_run(run, device), []
+    tokenizer, model, config = run.tokenizer, run.transformer, run.config
+    decoding = config.decoding
+    for resolution in sorted({*resolutions, config.resolution}):
+        latent = tokenizer.latent_shape(config.frames, resolution, resolution)
+        N = math.prod(latent)
+        row = dict(resolution=resolution, sequence=N + 2, steps=decoding["steps"])
+        rows.append(row)
+        if N > most_tokens:
+            row["left_out"] = f"{N:,} tokens; attention over more than {most_tokens:,} is not tried"
+            continue
+        own = N == model.config.num_tokens
+        network = model if own else MaskedTransformer(
+            replace(model.config, num_tokens=N)).to(device).eval()
+        zero, tokens = (torch.zeros(shape, dtype=torch.long, device=device)
+                        for shape in ((1,), (1, N)))
+        generator = torch.Generator(device).manual_seed(0)
+
+        def decode_tokens() -> None:
+            for _ in commit_decode(network, zero, zero, tokens, tokens == 0, generator=generator,
+                                   **decoding):
+                pass
+
+        with autocast(config.precision, device):
+            seconds = dict(
+                transformer=seconds_of(decode_tokens, repeats, device),
+                tokenizer=seconds_of(lambda: tokenizer.decode(tokens.view(1, *latent)), repeats,
+                                     device))
+        row |= dict(frames_per_second=round(config.frames / sum(seconds.values()), 2),
+                    weights="trained" if own else "random",
+                    **{f"{part}_seconds": round(value, 4) for part, value in seconds.items()})
+    return rows
+
+
+def seconds_of(work, repeats: int, device: torch.device) -> float:
+    """The fastest of `repeats` after one to warm up: others on the machine only slow it down."""
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def print_speed(rows: list[dict]) -> None:
+    """What measure_speed returns, as a table."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (
+        f"CPU, {torch.get_num_threads()} threads")
+    print(f"generating one video at a time on {device}")
+    print("pixels  sequence  steps  frames/s   transformer     tokenizer   transformer weights")
+    for row in rows:
+        start = f"{row['resolution']:6} {row['sequence']:9,} {row['steps']:6}"
+        if "left_out" in row:
+            print(f"{start}  left out: {row['left_out']}")
+            continue
+        whole = row["transformer_seconds"] + row["tokenizer_seconds"]
+        shares = (f"{row[f'{part}_seconds']:7.3f} s {row[f'{part}_seconds'] / whole:4.0%}"
+                  for part in ("transformer", "tokenizer"))
+        print(f"{start} {row['frames_per_second']:9.1f} {' '.join(shares)}   {row['weights']}")
+
+
+def main() -> None:
+    print_speed(measure_speed(sys.argv[1] if len(sys.argv) > 1 else "assets/toy", (64,)))
+
+
+if __name__ == "__main__":
+    main()

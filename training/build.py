@@ -1,0 +1,173 @@
+"""The one place where a configuration becomes networks and optimizers.
+
+Paper   App. A.1, A.2 and B.2 (sizes, optimizers)
+
+Shapes  TrainConfig, stage -> build -> Trainee: networks with fresh weights, and their optimizers
+        a configuration -> as_plain -> dict of plain data in a checkpoint -> from_plain -> it again
+
+Read    TOKENIZER_TYPES, build, transformer_config.
+
+A tokenizer is whatever has encode, decode, latents, forward, latent_shape and codebook_size, with
+tokenizer.VideoTokenizer's meaning. Nothing else is asked of it. To use one of your own, add its
+configuration's type and its class to TOKENIZER_TYPES, and give TrainConfig(tokenizer=YourConfig()).
+
+Run:    python -m training.build          who takes part in each stage of the toy
+"""
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import replace
+from typing import Callable
+
+import torch
+from torch import nn
+
+from commit import MT10
+from data.clips import DataConfig
+from discriminator import Discriminator2d, Discriminator3d, DiscriminatorConfig, LeCam
+from steps import Trainee
+from tokenizer import ImageTokenizer, TokenizerConfig, VideoTokenizer
+from training.presets import PRESETS, TrainConfig
+from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
+
+TOKENIZER_TYPES: dict[type, type[nn.Module]] = {TokenizerConfig: VideoTokenizer}
+
+
+def build_tokenizer(config, image: bool = False) -> nn.Module:
+    """The tokenizer of a configuration of a type in TOKENIZER_TYPES; image: the 2D-VQ."""
+    if image:
+        return ImageTokenizer(config)
+    if type(config) not in TOKENIZER_TYPES:
+        raise ValueError(f"no tokenizer for a {type(config).__name__}; add the type and its class "
+                         "to TOKENIZER_TYPES in training/build.py")
+    return TOKENIZER_TYPES[type(config)](config)
+
+
+def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+    """make() on the meta device, whose tensors have shapes but no numbers.
+
+    For real where the constructor needs numbers, which a tokenizer of one's own may.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, NotImplementedError):
+        return make()
+
+
+def transformer_config(config: TrainConfig, num_classes: int, tokenizer: nn.Module | None = None
+                       ) -> TransformerConfig:
+    """The transformer that fits a tokenizer (by default the configuration's) and its clips.
+
+    It has the paper's ten prompts, and more only for tasks of the run that are not among them.
+    """
+    tokenizer = tokenizer or without_weights(lambda: build_tokenizer(config.tokenizer_config()))
+    base = config.transformer
+    if not isinstance(base, TransformerConfig):
+        if base not in TRANSFORMERS:
+            raise ValueError(f"transformer {base!r} is unknown; choose from "
+                             f"{' '.join(TRANSFORMERS)}")
+        base = TRANSFORMERS[base]
+    more = tuple(task for task in dict.fromkeys(config.tasks) if task not in MT10)
+    return replace(base, codebook_size=tokenizer.codebook_size,
+                   num_tokens=math.prod(tokenizer.latent_shape(*config.clip_shape)),
+                   num_classes=num_classes, num_tasks=len(MT10 + more),
+                   task_names=MT10 + more if more else ())
+
+
+def build(config: TrainConfig, stage: str, *, num_classes: int = 0,
+          tokenizer: nn.Module | None = None, device: torch.device | str = "cpu") -> Trainee:
+    """What a stage trains, with fresh weights: "image", "tokenizer" or "transformer".
+
+    Stage 1 has the tokenizer, its moving average and, if its weight is not 0, an adversary; stage
+    2 the transformer, for num_classes and for `tokenizer` (by default, the configuration's).
+    """
+    if stage == "transformer":
+        transformer = MaskedTransformer(transformer_config(config, num_classes, tokenizer))
+        networks: dict[str, nn.Module] = dict(transformer=transformer)
+    else:
+        two_d = stage == "image"
+        networks = dict(tokenizer=build_tokenizer(config.tokenizer_config(), two_d))
+        if config.adversarial_weight:
+            discriminator = Discriminator2d if two_d else Discriminator3d
+            networks |= dict(discriminator=discriminator(config.discriminator_config()),
+                             lecam=LeCam())
+        networks["ema"] = copy.deepcopy(networks["tokenizer"]).requires_grad_(False)
+    for network in networks.values():
+        network.to(device)
+        for module in network.modules():
+            if hasattr(module, "recompute"):
+                module.recompute = config.recompute
+    if stage == "transformer":
+        decayed, free = decay_groups(transformer)
+        return Trainee(networks, dict(transformer=torch.optim.AdamW(
+            [dict(params=decayed, weight_decay=config.weight_decay),
+             dict(params=free, weight_decay=0.0)],
+            lr=config.transformer_rate, fused=True,
+            betas=(config.transformer_beta1, config.transformer_beta2))))
+    return Trainee(networks, {
+        name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate, fused=True,
+                               betas=(config.tokenizer_beta1, config.tokenizer_beta2))
+        for name in ("tokenizer", "discriminator") if name in networks})
+
+
+def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters with weight decay, the matrices of linear layers, and those without (official)."""
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    chosen = {id(matrix) for matrix in matrices}
+    return matrices, [p for p in model.parameters() if id(p) not in chosen]
+
+
+# ---------------------------------------------------------------------------------------------
+# Configurations as plain data, for checkpoints
+
+def as_plain(config) -> dict:
+    """A configuration as a dict of plain data, nested ones too, each with the name of its type."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return dict(type=type(config).__name__) | {
+        name: as_plain(value) if dataclasses.is_dataclass(value) else value
+        for name, value in values.items()}
+
+
+def from_plain(values: dict, kind: type | None = None):
+    """The configuration again. kind: its type, where the dict is older than the type's name in it.
+
+    A field that came later has its default. What a run's settings have too much is left out; what
+    a network's have too much is refused: it could not be the same network.
+    """
+    types = [TrainConfig, DataConfig, TransformerConfig, DiscriminatorConfig, *TOKENIZER_TYPES]
+    by_name = {each.__name__: each for each in types}
+    name = values.get("type") or kind.__name__
+    if name not in by_name:
+        raise ValueError(f"a checkpoint has a configuration of type {name}; known are "
+                         f"{', '.join(by_name)}: see TOKENIZER_TYPES in training/build.py")
+    fields = {field.name for field in dataclasses.fields(by_name[name])}
+    unknown = sorted(set(values) - fields - {"type"})
+    if unknown and by_name[name] not in (TrainConfig, DataConfig):
+        raise ValueError(f"a checkpoint's {name} has {', '.join(unknown)}, which this code has not")
+
+    def restored(value):
+        if isinstance(value, dict) and "type" in value:
+            return from_plain(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return by_name[name](**{key: restored(value) for key, value in values.items()
+                            if key in fields})
+
+
+def main() -> None:
+    config = replace(PRESETS["toy"], adversarial_weight=0.1)
+    for stage in ("image", "tokenizer", "transformer"):
+        trainee = build(config, stage, num_classes=16)
+        print(f"stage {stage}")
+        for name, network in trainee.networks.items():
+            count = sum(p.numel() for p in network.parameters())
+            optimizer = trainee.optimizers.get(name)
+            print(f"  {name:14} {type(network).__name__:18} {count:>9,} parameters   "
+                  f"{type(optimizer).__name__ if optimizer else 'not by an optimizer'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The paper's training tables as a table.
+
+Paper   App. B.2 (recipe), Table 2 of the appendix (epochs), Sec. 4.1 and App. B.3 (data sets,
+        decoding); official configurations where those are silent
+
+Read    TrainConfig (what can be set, and where each default is from; the losses' weights are in
+        steps.Recipe), DATASETS and EPOCHS (the rows), PRESETS, add_flags and chosen_settings.
+
+Not here: networks and optimizers of a configuration (build.py); what it costs (plan.py).
+
+Run:    python -m training.presets        each preset in a line: sizes, tasks, epochs, decoding
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from commit import MT8, MT10, TASKS, mask_ratio, refuse_leak
+from discriminator import DISCRIMINATORS, DiscriminatorConfig
+from steps import MACHINE, STAGE_1, STAGE_2, Recipe, setting
+from tokenizer import TOKENIZERS, TokenizerConfig
+from transformer import TRANSFORMERS, TransformerConfig
+
+TASK_SETS = {"MT8": MT8, "MT10": MT10}
+CLIPS, NETWORKS = partial(setting, "clips"), partial(setting, "networks")
+DECODING = partial(setting, "decoding", may_change=True)
+
+
+@dataclass(frozen=True)
+class TrainConfig(Recipe):
+    """Everything that decides what a run computes. Each field is a flag of train.py."""
+
+    resolution: int = CLIPS(128, "height and width; App. B.2; 64 on BAIR")
+    frames: int = CLIPS(16, "frames of a clip; App. B.2")
+    stride: int = CLIPS(1, "take every n-th frame; App. B.2")
+    flip: bool = CLIPS(True, "mirror half of the clips; official")
+    train_videos: int = CLIPS(0, "App. B.3, for --dry-run; a run counts its own")
+    num_classes: int = CLIPS(0, "App. B.3, for --dry-run; likewise")
+
+    tokenizer: str | TokenizerConfig = NETWORKS("B", f"one of {' '.join(TOKENIZERS)}")
+    discriminator: str | DiscriminatorConfig = NETWORKS("", "likewise; by default the tokenizer's")
+    transformer: str | TransformerConfig = NETWORKS("B", f"one of {' '.join(TRANSFORMERS)}")
+    padding: str = NETWORKS("", "zeros, as in the released configurations; else reflect, Sec. 3.1")
+    init: str = NETWORKS("", "run whose weights this one starts from (fine-tuning)")
+
+    tokenizer_epochs: float = STAGE_1(0.0, "Table 2")
+    tokenizer_steps: int = STAGE_1(0, "if set, instead of epochs")
+    tokenizer_batch: int = STAGE_1(128, "App. B.2: 128 for B, 256 for L")
+    tokenizer_rate: float = STAGE_1(1e-4, "peak learning rate, App. B.2")
+    tokenizer_warmup: int = STAGE_1(0, "steps; 0: one epoch (official)")
+    tokenizer_beta1: float = STAGE_1(0.0, "of Adam, App. B.2")
+    tokenizer_beta2: float = STAGE_1(0.99, "of Adam, App. B.2")
+    codebook_from_data: bool = STAGE_1(False, "ours: codes start at latents of the first clips")
+    inflate: str = STAGE_1("", "central or average: start from the run's 2D-VQ (--stage image)")
+    lpips_weights: str = STAGE_1("", "folder with the weights of the perceptual loss")
+
+    tasks: tuple[str, ...] = STAGE_2(("CG",), "one is drawn per step; name one twice to weigh it "
+                                     "more; MT8 and MT10 are the paper's sets")
+    condition_frames: int = STAGE_2(1, "frames given in FP, FI, CFP; App. B.1; 5 on Kinetics-600")
+    transformer_epochs: float = STAGE_2(0.0, "Table 2")
+    transformer_steps: int = STAGE_2(0, "if set, instead of epochs")
+    transformer_batch: int = STAGE_2(256, "App. B.2")
+    transformer_rate: float = STAGE_2(1e-4, "peak learning rate, App. B.2")
+    transformer_warmup: int = STAGE_2(5000, "steps; official")
+    transformer_beta1: float = STAGE_2(0.9, "of Adam, App. B.2")
+    transformer_beta2: float = STAGE_2(0.96, "of Adam, App. B.2")
+    weight_decay: float = STAGE_2(0.045, "App. B.2; on matrices only (official)")
+    class_dropout: float = STAGE_2(0.0, "ours: train for guidance; the paper does not")
+    token_pool: int = STAGE_2(0, "ours: tokenize this many clips once and reuse them; 0: all, "
+                              "anew in each step")
+    start_local: bool = STAGE_2(False, "ours: attention starts with the neighbours")
+
+    decode_steps: int = DECODING(12, "K of Algorithm 1, App. B.3")
+    decode_schedule: str = DECODING("cosine", "gamma of decoding, App. B.3")
+    decode_temperature: float = DECODING(4.5, "of the noise on confidences, App. B.3")
+
+    seed: int = MACHINE(0, "decides every random draw of a run")
+    recompute: bool = MACHINE(False, "recompute activations instead of keeping them",
+                              may_change=True)
+    tokenize_at_once: int = MACHINE(16, "clips that stage 2 tokenizes together", may_change=True)
+    compile: bool = MACHINE(False, "torch.compile", may_change=True)
+    save_every: int = MACHINE(500, "steps between checkpoints", may_change=True)
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int]:
+        return self.frames, self.resolution, self.resolution
+
+    @property
+    def decoding(self) -> dict:
+        """The keywords of decode.commit_decode."""
+        return dict(steps=self.decode_steps, schedule=self.decode_schedule,
+                    temperature=self.decode_temperature)
+
+    def tokenizer_config(self):
+        config = self.tokenizer if dataclasses.is_dataclass(self.tokenizer) else (
+            _row(TOKENIZERS, self.tokenizer, "tokenizer"))
+        return replace(config, padding=self.padding) if self.padding else config
+
+    def discriminator_config(self) -> DiscriminatorConfig:
+        config = self.discriminator or self.tokenizer
+        if not isinstance(config, DiscriminatorConfig):
+            config = _row(DISCRIMINATORS, config, "discriminator")
+        return replace(config, resolution=self.clip_shape)
+
+    def steps(self, stage: str, videos: int) -> tuple[int, int]:
+        """(steps in all, steps of warm-up) of a stage on so many training videos."""
+        name = "transformer" if stage == "transformer" else "tokenizer"
+        epochs, steps, batch, warmup = (getattr(self, f"{name}_{field}") for field in
+                                        ("epochs", "steps", "batch", "warmup"))
+        per_epoch = max(1, videos // batch)
+        return steps or round(epochs * per_epoch), warmup or per_epoch
+
+    def check(self) -> None:
+        """ValueError, in one line, where a value makes no sense."""
+        for schedule in (self.mask_schedule, self.decode_schedule):
+            mask_ratio(torch.ones(1), schedule)
+        for field, choices in (("precision", ("auto", "bf16", "float32")),
+                               ("inflate", ("", "central", "average"))):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field} is {getattr(self, field)!r}; choose "
+                                 + " or ".join(", ".join(filter(None, choices)).rsplit(", ", 1)))
+        for field in ("tokenizer_batch", "transformer_batch", "accumulate",
+                      "tokenize_at_once", "save_every", "decode_steps"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; wanted at least 1")
+        for task in dict.fromkeys(self.tasks):
+            refuse_leak(task, (self.frames, 16, 16), self.condition_frames)
+        if not self.tasks:
+            raise ValueError("no tasks; name some of " + " ".join(TASKS))
+
+
+def _row(table: dict, name: str, what: str):
+    if name not in table:
+        raise ValueError(f"{what} {name!r} is unknown; choose from {' '.join(table)}")
+    return table[name]
+
+
+# Sec. 4.1, App. B.2, App. B.3: what differs between data sets. Frames, stride, learning rates and
+# the rest are the same for all.
+_bair = dict(resolution=64, train_videos=43_264)                       # "43K"; official count
+DATASETS = {
+    "ucf101": dict(tasks=("CG",), train_videos=9_537, num_classes=101),           # "9.5K"
+    "bair": dict(**_bair, tasks=("FP",), decode_schedule="exp", decode_temperature=400.0),
+    "bair-mt": dict(**_bair, tasks=MT8),
+    "k600": dict(tasks=("FP",), train_videos=384_000, condition_frames=5,
+                 decode_schedule="uniform", decode_temperature=7.5),
+    "ssv2": dict(tasks=MT10, train_videos=169_000, num_classes=174),
+    "nuscenes": dict(tasks=("FP",), train_videos=5_400),
+    "objectron": dict(tasks=("FI",), train_videos=14_400),
+    "web": dict(tasks=MT8, train_videos=12_000_000),
+}
+# Table 2 of the appendix: epochs of the 3D-VQ (B, L), then of the transformer (B, L).
+EPOCHS = {
+    "ucf101": (500, 2000, 2000, 2000),
+    "bair": (400, 800, 400, 800),
+    "bair-mt": (400, 800, 1200, 1600),
+    "k600": (45, 180, 180, 360),
+    "ssv2": (135, 400, 720, 1440),
+    "nuscenes": (1280, 5120, 2560, 10240),
+    "objectron": (1000, 2000, 1000, 2000),
+    "web": (5, 20, 10, 20),
+}
+
+
+def _paper_preset(dataset: str, size: str) -> TrainConfig:
+    row, large = DATASETS[dataset], size != "B"
+    small_pictures = row.get("resolution") == 64
+    return TrainConfig(
+        **row, tokenizer=("L" if large else "B") + ("-64px" if small_pictures else ""),
+        transformer=size, tokenizer_epochs=EPOCHS[dataset][large],
+        transformer_epochs=EPOCHS[dataset][2 + large], tokenizer_batch=256 if large else 128)
+
+
+DRAWN = ("toy",)                         # presets whose clips are drawn, unless --data gives others
+PRESETS = {
+    # Ours: the whole paper on a laptop.
+    "toy": TrainConfig(
+        resolution=32, flip=False, train_videos=320, num_classes=16,
+        tokenizer="toy", transformer="toy",
+        tasks=(*MT10, "CG", "CG", "CG", "CG", "CG"),          # the one task without a condition
+        tokenizer_steps=2300, tokenizer_batch=4, tokenizer_rate=4e-4, tokenizer_warmup=50,
+        tokenizer_beta1=0.9, tokenizer_ema=0.99, entropy_weight=0.0003,
+        adversarial_weight=0.0, perceptual_weight=0.0, codebook_from_data=True,
+        transformer_steps=6000, transformer_batch=16, transformer_rate=2e-3,
+        transformer_warmup=50, token_pool=320, start_local=True,
+        decode_steps=16, decode_temperature=1.5, save_every=100),
+    **{f"{dataset}-{size}": _paper_preset(dataset, size)
+       for dataset in DATASETS for size in "BL"},
+    "web-H": _paper_preset("web", "H"),                      # App. A.2: H for web videos only
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Fields as flags
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every field of TrainConfig, under its group's heading, with its help."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    hints = typing.get_type_hints(TrainConfig)
+    for field in sorted(dataclasses.fields(TrainConfig), key=lambda f: _ORDER.index(_group(f))):
+        name, kind = _group(field), hints[field.name]
+        group = groups.setdefault(name, parser.add_argument_group(name))
+        flag, help = "--" + field.name.replace("_", "-"), field.metadata["help"]
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help)
+        elif field.name == "tasks":
+            group.add_argument(flag, nargs="+", choices=[*TASK_SETS, *TASKS], metavar="TASK",
+                               help=help)
+        else:
+            kind = kind if isinstance(kind, type) else str
+            group.add_argument(flag, type=kind, metavar=kind.__name__, help=help)
+
+
+_ORDER = ["clips", "networks", "stage 1, tokenizer", "stage 2, transformer", "decoding", "machine"]
+
+
+def _group(field: dataclasses.Field) -> str:
+    return field.metadata["group"]
+
+
+def chosen_settings(options: argparse.Namespace) -> dict:
+    """The fields that the command line has set, with task sets spelled out."""
+    given = {field.name: value for field in dataclasses.fields(TrainConfig)
+             if (value := getattr(options, field.name)) is not None}
+    if "tasks" in given:
+        given["tasks"] = tuple(task for name in given["tasks"]
+                               for task in TASK_SETS.get(name, (name,)))
+    return given
+
+
+def main() -> None:
+    print(f"{'preset':12} {'3D-VQ':>7} {'BERT':>5} {'tasks':>10} {'pixels':>7} {'classes':>8} "
+          f"{'epochs':>12} {'batch':>9}  decoding")
+    for name, config in PRESETS.items():
+        tasks = {MT8: "MT8", MT10: "MT10"}.get(config.tasks, " ".join(config.tasks))
+        epochs = f"{config.tokenizer_epochs:g}, {config.transformer_epochs:g}"
+        print(f"{name:12} {config.tokenizer:>7} {config.transformer:>5} {tasks[:10]:>10} "
+              f"{config.resolution:7} {config.num_classes:8} "
+              f"{epochs if config.tokenizer_epochs else 'steps':>12} "
+              f"{config.tokenizer_batch:>4},{config.transformer_batch:>4}  "
+              f"{config.decode_schedule}, {config.decode_steps} steps, "
+              f"temperature {config.decode_temperature:g}")
+
+
+if __name__ == "__main__":
+    main()
