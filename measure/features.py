@@ -3,30 +3,25 @@
 Paper   App. B.3 ("a single data loader", and conditions come from the real clips)
 
 Shapes  sample i -> its real clip -> generate -> video (B, 3, T, H, W) in [0, 1]
-          -> look -> a row per video: 400 logits for FVD, 101 for IS, one PSNR, ...
-          -> stored -> RUN/features/<what>-<settings>/000012.npz, a file per batch
+          -> measure_videos -> a row per video: 400 logits for FVD, 101 for IS, one PSNR, ...
+          -> rows_on_disk -> RUN/features/<what>-<settings>/000012.npz, a file per batch
 
-Read    look; sample_videos (what sample i is); stored (why a kill costs one batch at most).
+Read    measure_videos; sample_videos (what sample i is); rows_on_disk (why a kill costs one batch at most).
 
 Sample i, its clip and its noise are functions of (seed, i), and sample i is always decoded in
 batch i // batch_size. So the rows do not depend on how many processes there are, nor on when
 they were stopped. (Another device or number of threads may round otherwise and, rarely, draw
 another token.)
 
-Not here: scores of the rows (evaluate.py); which clips are real (protocols.py).
+Not here: scores of the rows (evaluate.py); which clips are real (protocols.py);
+        two folders of videos (sets.py).
 
-Run:    python features.py         a small computation, killed half way and started again
-        python features.py RUN     what is stored there
+Run:    python -m measure.features [RUN]     who computes which sample, or what is stored there
 """
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import json
 import os
 import sys
-import tempfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -39,18 +34,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from commit import TASKS, task_index
-from data import NO_LABEL, ClipSource, open_source, read_video, to_float
-from datasets import VIDEO_SUFFIXES
+from commit import TASKS
+from data.clips import DataConfig, open_source
+from data.source import NO_LABEL, ClipSource, digest, to_float
 from decode import generate, gumbel_noise
-from loop import Processes, start_processes
-from metrics import psnr, ssim
-from pretrained import (C3D, I3D, LPIPS, c3d_input, i3d_input, load_c3d, load_i3d, load_lpips,
-                        randomize)
-from presets import autocast
-from protocols import PROTOCOLS, Clip, read_clip
-from report import frames_of
-from shapes import MovingShapes
+from measure.metrics import frames_of, psnr, ssim
+from measure.pretrained import (C3D, I3D, LPIPS, c3d_input, i3d_input, load_c3d, load_i3d,
+                                load_lpips, randomize)
+from measure.protocols import NO_BENCHMARK, PROTOCOLS, Clip
+from steps import autocast
+from training.build import as_plain
+from training.checkpoint import Run
+from training.loop import Processes, start_processes
 
 METRICS = {"fvd": "FVD", "is": "IS", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 JUDGES = {"fvd": (I3D, load_i3d), "is": (C3D, load_c3d), "lpips": (LPIPS, load_lpips)}
@@ -63,17 +58,20 @@ def start_evaluation() -> Processes:
 
 
 # ---------------------------------------------------------------------------------------------
-# Looking at videos
+# What the metrics see of videos
 
-def open_judges(metrics: list[str], directory: str | Path, random: bool,
-                device: torch.device) -> dict[str, nn.Module]:
-    """The networks that the metrics need. FileNotFoundError says which file to put where."""
+def open_judges(metrics: list[str], directory: str | Path | None, device: torch.device
+                ) -> dict[str, nn.Module]:
+    """The networks that the metrics need. FileNotFoundError says which file to put where.
+
+    directory None: random weights, whose numbers mean nothing.
+    """
     judges = {}
     for metric in metrics:
         if metric in JUDGES:
             network, load = JUDGES[metric]
             try:
-                judges[metric] = randomize(network(), 0) if random else load(directory)
+                judges[metric] = load(directory) if directory else randomize(network(), 0)
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"{error}; or leave {METRICS[metric]} out (--metrics), or "
                                         "try the pipeline with --random-weights") from None
@@ -82,7 +80,7 @@ def open_judges(metrics: list[str], directory: str | Path, random: bool,
 
 
 @torch.no_grad()
-def look(judges: dict[str, nn.Module], metrics: list[str], video: Tensor,
+def measure_videos(judges: dict[str, nn.Module], metrics: list[str], video: Tensor,
          real: Tensor | None = None) -> Rows:
     """What the metrics must know of videos (B, 3, T, H, W) in [0, 1], a row for each.
 
@@ -105,42 +103,43 @@ def look(judges: dict[str, nn.Module], metrics: list[str], video: Tensor,
 # ---------------------------------------------------------------------------------------------
 # Making the videos of samples
 
-def open_real(name: str, data: dict, train: dict, run: Path) -> tuple[ClipSource, str]:
-    """The real videos of a protocol, and a fingerprint that changes when they do.
+def open_real(name: str, data: DataConfig | ClipSource | None, run: Run) -> ClipSource:
+    """The real videos of a protocol: those that are given, else what the run has held out.
 
-    data: root, and, where they are needed, layout and split as data.open_source has them.
+    ValueError where the protocol is of a data set that has to be given.
     """
-    if name == "toy":
-        source = MovingShapes("test")
-        return source, digest([source.clip(i)[0].mean((0, 1)).tolist() for i in range(8)])
-    if data.get("root") is None:
+    shape, stride = run.config.clip_shape, run.config.stride
+    if isinstance(data, DataConfig) and data.root:
+        index = run.folder / "features" / f"videos-{digest(as_plain(data))}.json"
+        return open_source(data, shape, stride=stride, index=index)
+    if data is not None and not isinstance(data, DataConfig):
+        return open_source(data, shape)
+    if name == "toy" and run.data.dataset != "shapes":
+        raise ValueError(f"protocol toy is for runs on the drawn clips; {run.folder} was trained on "
+                         f"a {run.data.dataset}: take --protocol own")
+    if name not in NO_BENCHMARK:
         raise ValueError(f"protocol {name} needs --data, the folder of its "
                          f"{PROTOCOLS[name].split} videos")
-    index = run / "features" / f"videos-{digest(data)}.json"
-    source = open_source(train | dict(dataset="folder", flip=False), data | dict(pad_short=False),
-                         index)
-    return source, digest([(str(path), frames, (path if path.exists() else path.parent).stat()
-                            .st_size) for path, frames in source.videos])
+    return run.held_out(run.folder / "videos-test.json")
 
 
 def load_clips(source: ClipSource, clips: list[Clip], device: torch.device
                ) -> tuple[Tensor, Tensor]:
     """Real clips as (B, 3, T, H, W) in [0, 1] and their labels (B,)."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        frames, labels = zip(*pool.map(lambda clip: read_clip(source, clip), clips))
+        frames, labels = zip(*pool.map(lambda clip: source.clip_at(*clip), clips))
     return to_float(np.stack(frames)).to(device), torch.tensor(labels, device=device)
 
 
-def sample_videos(tokenizer: nn.Module, model: nn.Module, task: str, video: Tensor,
-                  label: Tensor, config: dict, decoding: dict, seed: int, first: int
-                  ) -> tuple[Tensor, Rows]:
+def sample_videos(run: Run, task: str, video: Tensor, label: Tensor, decoding: dict, seed: int,
+                  first: int) -> tuple[Tensor, Rows]:
     """Samples first, first + 1, ... given their real clips (B, 3, T, H, W) and labels (B,).
 
     task "reconstruction" takes them through the tokenizer and back, and returns beside the video
     which codes each has used, (B, K / 8) bits. label: of the run's classes.
     """
-    train = config["train"]
-    with autocast(train["precision"], video.device):
+    tokenizer = run.tokenizer
+    with autocast(run.config.precision, video.device):
         if task == "reconstruction":
             tokens = tokenizer.encode(video).flatten(1)
             used = torch.zeros(len(video), tokenizer.codebook_size, dtype=torch.bool)
@@ -149,9 +148,9 @@ def sample_videos(tokenizer: nn.Module, model: nn.Module, task: str, video: Tens
             decoded = tokenizer.decode(tokens.view(-1, *shape)).float().clamp(0, 1)
             return decoded, {"codes": torch.from_numpy(np.packbits(used.numpy(), axis=1))}
         noise = noise_of(seed, task, range(first, first + len(video)), video.device)
-        return generate(tokenizer, model, video, task,
-                        label if TASKS[task].class_conditional else None,
-                        frames=train["condition_frames"], noise=noise, **decoding).float(), {}
+        return generate(tokenizer, run.transformer, video, task,
+                        label if TASKS[task].class_conditional else None, noise=noise,
+                        condition_frames=run.config.condition_frames, **decoding).float(), {}
 
 
 def noise_of(seed: int, task: str, samples: range, device: torch.device
@@ -159,7 +158,7 @@ def noise_of(seed: int, task: str, samples: range, device: torch.device
     """commit_decode's `noise`: one stream of random numbers for each sample."""
     generators = []
     for i in samples:
-        state = np.random.SeedSequence([seed, 6, task_index(task), i]).generate_state(2)
+        state = np.random.SeedSequence([seed, 6, list(TASKS).index(task), i]).generate_state(2)
         generators.append(torch.Generator(device).manual_seed(int(state[0]) << 31 | int(state[1])
                                                               >> 1))
     return lambda shape: torch.stack([gumbel_noise(shape[1:], generator, device)
@@ -179,53 +178,10 @@ def run_labels(label: Tensor, source: ClipSource, names: list[str]) -> Tensor:
     return table[label]
 
 
-def open_set(path: str | Path) -> tuple[int, Callable[[int], np.ndarray]]:
-    """A folder of videos, in order of their names, or a .npy -> how many, and video number i.
-
-    A .npy is uint8 (N, T, H, W, 3). FileNotFoundError where there is nothing.
-    """
-    path = Path(path)
-    if path.suffix == ".npy" and path.is_file():
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype != np.uint8 or array.ndim != 5 or array.shape[4] != 3:
-            raise ValueError(f"{path} holds {array.dtype} {array.shape}; wanted uint8 "
-                             "(N, T, H, W, 3)")
-        return len(array), array.__getitem__
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is neither a folder of videos nor a .npy file")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"no video in {path}")
-    return len(files), lambda i: read_video(files[i])
-
-
-def rows_of_sets(metric: str, paths: list[str], sets: list, judges: dict[str, nn.Module],
-                 batch: int, processes: Processes) -> list[Rows]:
-    """The rows of each set; of the fakes alone, seen beside their real videos, for pairs."""
-    shape, rows = sets[0][1](0).shape, []
-
-    def videos(which: int, chosen: range) -> Tensor:
-        clips = [sets[which][1](i) for i in chosen]
-        for i, clip in zip(chosen, clips):
-            if clip.shape != shape:
-                raise ValueError(f"video {i} of {paths[which]} is {clip.shape}, the first one is "
-                                 f"{shape}; wanted one length and size")
-        return to_float(np.stack(clips)).to(processes.device)
-
-    for which in range(len(sets)) if metric in ("fvd", "is") else [1]:
-        parts, count = [], sets[which][0]
-        for first in tqdm(range(0, count, batch), desc=paths[which], mininterval=1.0):
-            chosen = range(first, min(first + batch, count))
-            real = None if metric in ("fvd", "is") else videos(0, chosen)
-            parts.append(look(judges, [metric], videos(which, chosen), real))
-        rows.append({key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]})
-    return rows
-
-
 # ---------------------------------------------------------------------------------------------
 # Rows on disk
 
-def stored(folder: Path, items: list, batch: int, compute: Callable[[list, int], Rows],
+def rows_on_disk(folder: Path, items: list, batch: int, compute: Callable[[list, int], Rows],
            processes: Processes, title: str) -> Rows:
     """compute(items of a batch, its first number), for all batches: from disk where it is there.
 
@@ -262,43 +218,20 @@ def rows_in(path: Path) -> int:
         return 0
 
 
-def digest(settings: object) -> str:
-    """Ten letters that change with any of the settings: rows of others are never mixed in."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def stamps(run: Path) -> list:
+def checkpoint_stamps(run: Path) -> list:
     """Changes when the run's checkpoints do."""
     return [(name, (run / name).stat().st_size, (run / name).stat().st_mtime_ns)
             for name in ("tokenizer.pt", "transformer.pt") if (run / name).exists()]
 
 
-def show_resuming() -> None:
-    """stored, killed after two batches of four and started again: who is computed when."""
-    with tempfile.TemporaryDirectory() as folder:
-        for left in (2, 100):
-            print("batches computed:", end="")
-
-            def compute(part: list, first: int) -> Rows:
-                nonlocal left
-                if not left:
-                    raise KeyboardInterrupt
-                left -= 1
-                print(f" [{part[0]}..{part[-1]}]", end="")
-                return dict(square=torch.tensor(part) ** 2)
-
-            try:
-                with contextlib.redirect_stderr(io.StringIO()):          # no progress bar
-                    rows = stored(Path(folder), list(range(14)), 4, compute, Processes(), "")
-                print(f"\nall rows, in order: {rows['square'].tolist()}")
-            except KeyboardInterrupt:
-                print("  killed; on disk:", *sorted(path.name for path in Path(folder).iterdir()))
-    print("of four processes, each computes every fourth batch; all read all files at the end")
-
-
 def main() -> None:
+    """What is stored below a run; without one, which sample is computed where."""
     if len(sys.argv) != 2:
-        show_resuming()
+        print("14 samples in batches of 4, shared by 3 processes; each file is whole or not there")
+        for rank in range(3):
+            files = [f"{first // 4:06}.npz (samples {first} to {min(first + 4, 14) - 1})"
+                     for first in range(0, 14, 4)[rank::3]]
+            print(f"  process {rank}: {', '.join(files)}")
         return
     for folder in sorted(Path(sys.argv[1], "features").glob("*/")):
         files = sorted(folder.glob("*.npz"))

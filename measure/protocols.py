@@ -2,8 +2,8 @@
 
 Paper   App. B.3 (sampling protocols, the debiased FVD of BAIR), Sec. 4.4 (multi-task)
 
-Shapes  source, Protocol -> real_clips -> one Clip (video, start, y, x) per sample
-        source, Clip -> read_clip -> uint8 (T, H, W, 3), label
+Shapes  source, Protocol -> real_clips -> one Clip (video, start, y, x) per sample, which
+        ClipSource.clip_at reads as uint8 (T, H, W, 3) and a label
 
 Read    Protocol and PROTOCOLS, the paper's page as a table; real_clips, which clip sample i is
         compared with and conditioned on; deviations, what was not done as the paper does it.
@@ -12,11 +12,10 @@ An FVD is a number and a protocol. The same model is 62 or 31 on BAIR, by which 
 
 Not here: decoding, features and scores (evaluate.py), their mathematics (metrics.py).
 
-Run:    python protocols.py          the table, and which windows of a video each rule takes
+Run:    python -m measure.protocols      the table, and which windows of a video each rule takes
 """
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,9 +24,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from commit import MT8, TASKS
-from data import ClipSource
-from shapes import MovingShapes
+from commit import MT8, MT10, TASKS
+from data.source import ClipSource, shuffled
+from training.presets import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,14 @@ PROTOCOLS = {
     "nuscenes": Protocol("App. B.3, nuScenes", "test", 600, ("FP",), windows=16, crops=3),
     "objectron": Protocol("App. B.3, Objectron", "test", 3_600, ("FI",), windows=5, crops=1),
     "web": Protocol("App. B.3, Web videos", "test", 26_000, MT8),
-    "toy": Protocol("ours; no benchmark", "test", 2048, tuple(TASKS), windows=1, crops=1,
-                    samples=512, resolution=32, measured_at=32, steps=16, temperature=1.5,
+    "toy": Protocol("ours; no benchmark", "test", 64, MT10, windows=1, crops=1, samples=512,
+                    resolution=32, measured_at=32, steps=16, temperature=1.5,
+                    metrics=("fvd", "psnr", "ssim")),
+    # Ours, for anybody's data: what the run held out, or a data set that is given.
+    "own": Protocol("ours; no benchmark", "held-out", 0, MT10, windows=1, crops=1, samples=512,
                     metrics=("fvd", "psnr", "ssim")),
 }
+NO_BENCHMARK = ("toy", "own")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -101,7 +104,8 @@ class Clip(NamedTuple):
     x: float
 
 
-# The centre as data.py has it: of two middle places the nearer to the start.
+# The centre of an odd number of spare pixels lies between two places. Data sets take the one
+# nearer to the start, and a fraction a little below one half makes the same choice here.
 CENTRE = 0.5 - 1e-9
 
 
@@ -113,13 +117,13 @@ def real_clips(source: ClipSource, protocol: Protocol, count: int, seed: int = 0
     """
     if protocol.windows:
         clips = [clip for video in range(len(source))
-                 for clip in uniform_clips(video, spare_frames(source, video), protocol.windows,
+                 for clip in uniform_clips(video, source.spare_frames(video), protocol.windows,
                                            protocol.crops)]
         return [clips[_visited(len(clips), seed, i)] for i in range(count)]
     chosen = []
     for i in range(count):
         random, video = np.random.default_rng([seed, 4, i]), _visited(len(source), seed, i)
-        start = int(random.integers(spare_frames(source, video) + 1))
+        start = int(random.integers(source.spare_frames(video) + 1))
         chosen.append(Clip(video, start, *random.random(2).tolist()))
     return chosen
 
@@ -137,36 +141,13 @@ def uniform_clips(video: int, spare: int, windows: int, crops: int) -> list[Clip
 
 
 def _visited(length: int, seed: int, i: int) -> int:
-    return int(_pass(length, seed, i // length)[i % length])
+    return int(shuffled(length, seed, 5, i // length)[i % length])
 
 
-@functools.lru_cache(maxsize=4)
-def _pass(length: int, seed: int, number: int) -> np.ndarray:
-    return np.random.default_rng([seed, 5, number]).permutation(length)
-
-
-def spare_frames(source: ClipSource, video: int) -> int:
-    """How many starts a clip has in a video, less one."""
-    if isinstance(source, MovingShapes):
-        return 0
-    return max(0, source.videos[video][1] - source.needed)
-
-
-def read_clip(source: ClipSource, clip: Clip) -> tuple[np.ndarray, int]:
-    """uint8 (T, H, W, 3) and the label. ValueError where the file no longer decodes: were another
-    clip to stand in, the numbers would depend on when the disk failed."""
-    if isinstance(source, MovingShapes):
-        return source.clip(clip.video)
-    path, frames = source.videos[clip.video]
-    video = source.window(path, clip.start, min(frames, source.needed))
-    y, x = (min(int(place * (size - wanted + 1)), size - wanted) for place, size, wanted in
-            zip((clip.y, clip.x), video.shape[1:3], (source.H, source.W)))
-    return video[:, y:y + source.H, x:x + source.W], source.labels[clip.video]
-
-
-def measured_size(row: Protocol, train: dict) -> int:
+def measured_size(protocol: Protocol, config: TrainConfig) -> int:
     """Pixels at which videos are judged; a run of other pixels than the protocol's keeps them."""
-    return row.measured_at if train["resolution"] == row.resolution else train["resolution"]
+    return (protocol.measured_at if config.resolution == protocol.resolution
+            else config.resolution)
 
 
 def to_measure(video: Tensor, size: int) -> Tensor:
@@ -186,39 +167,43 @@ def to_measure(video: Tensor, size: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------
 # What is not as in the paper
 
-def deviations(name: str, task: str, *, samples: int, videos: int, data: dict, config: dict,
-               decoding: dict) -> list[str]:
+def deviations(name: str, task: str, config: TrainConfig, *, samples: int, videos: int,
+               decoding: dict, trained_on: bool = False) -> list[str]:
     """Each departure from the protocol in words; none, and the number may bear the plain name.
 
     task: of commit.TASKS, or "reconstruction". samples: in all; videos: how many real ones there
-    are; data: where they are, config: the run's, both as in data.open_source.
+    are; config: the run's; trained_on: the run has learned from these very videos.
     """
-    row, train, reasons = PROTOCOLS[name], config["train"], []
-    if name == "toy":
-        reasons.append("the toy is no benchmark: I3D has never seen such videos")
-    if samples != row.samples * row.folds:
-        reasons.append(f"{samples:,} samples; wanted {row.samples:,} x {row.folds}")
-    if abs(videos - row.videos) > 0.05 * row.videos:       # the paper rounds, and videos vanish
-        reasons.append(f"{videos:,} {row.split} videos; wanted about {row.videos:,}")
-    places = [[place.get(key) for key in ("root", "split")] for place in (data, config["data"])]
-    if row.split == "test" and data.get("root") and places[0] == places[1]:
+    protocol, reasons = PROTOCOLS[name], []
+    if name in NO_BENCHMARK:
+        reasons.append(f"protocol {name} is no benchmark: nobody publishes numbers of such videos")
+    if protocol.split != "train" and trained_on:
         reasons.append("the real videos are those the run was trained on; wanted test videos")
-    for field, wanted in (("resolution", row.resolution), ("frames", row.frames), ("stride", 1)):
-        if train[field] != wanted:
-            reasons.append(f"{field} {train[field]}; wanted {wanted}")
+    if name == "own":                                   # whatever the run does, it is right for it
+        return reasons
+    if samples != protocol.samples * protocol.folds:
+        reasons.append(f"{samples:,} samples; wanted {protocol.samples:,} x {protocol.folds}")
+    if abs(videos - protocol.videos) > 0.05 * protocol.videos:      # the paper rounds, videos vanish
+        reasons.append(f"{videos:,} {protocol.split} videos; wanted about {protocol.videos:,}")
+    for field, wanted in (("resolution", protocol.resolution), ("frames", protocol.frames),
+                          ("stride", 1)):
+        if getattr(config, field) != wanted:
+            reasons.append(f"{field} {getattr(config, field)}; wanted {wanted}")
     if task == "reconstruction":
         reasons += [] if name == "ucf101" else ["reconstruction is reported on UCF-101 (Table 7)"]
         return reasons
-    if task not in row.tasks:
-        reasons.append(f"task {task}; this protocol is for {' '.join(row.tasks)}")
-    if task in ("FP", "CFP", "FI") and train["condition_frames"] != row.condition_frames:
-        reasons.append(f"{train['condition_frames']} frames given; wanted {row.condition_frames}")
-    if decoding != row.decoding:
-        reasons.append(f"decoding with {say(decoding)}; wanted {say(row.decoding)}")
+    if task not in protocol.tasks:
+        reasons.append(f"task {task}; this protocol is for {' '.join(protocol.tasks)}")
+    if TASKS[task].counts_frames and config.condition_frames != protocol.condition_frames:
+        reasons.append(f"{config.condition_frames} frames given; wanted "
+                       f"{protocol.condition_frames}")
+    if decoding != protocol.decoding:
+        reasons.append(f"decoding with {decoding_in_words(decoding)}; wanted "
+                       f"{decoding_in_words(protocol.decoding)}")
     return reasons
 
 
-def say(decoding: dict) -> str:
+def decoding_in_words(decoding: dict) -> str:
     return (f"{decoding['schedule']}, {decoding['steps']} steps, "
             f"temperature {decoding['temperature']:g}")
 
@@ -230,7 +215,7 @@ def main() -> None:
                   else f"{row.resolution}>{row.measured_at}")
         task = f"{row.tasks[0]}{f' +{len(row.tasks) - 1}' if len(row.tasks) > 1 else ''}"
         print(f"{name:14} {row.samples:>6,} x {row.folds} {pixels:>8}  {task:8} "
-              f"{say(row.decoding):36} {row.rule}")
+              f"{decoding_in_words(row.decoding):36} {row.rule}")
     print("\nthe same video of 32 frames, and where each rule's windows of 16 start")
     for name, row in PROTOCOLS.items():
         if row.windows:

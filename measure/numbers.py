@@ -1,0 +1,114 @@
+"""From rows of features to a number, and to the name it may bear.
+
+Paper   App. B.3, Sec. 4 (Tables 1-4 and 7)
+
+Shapes  rows of features, one per video -> score -> mean and deviation over the folds
+          -> entry -> "FVD", or "FVD*" with what was not as in the paper
+
+Read    score, entry.
+
+Not here: how videos become rows (features.py), the mathematics (metrics.py).
+
+Run:    python -m measure.numbers      what a number is called, and why
+"""
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from torch import Tensor, nn
+
+from commit import TASKS
+from measure.features import JUDGES, METRICS, Rows
+from measure.metrics import (best_of_trials, fvd, fvd_infinity, inception_score, over_folds)
+
+
+def score(metrics: list[str], folds: int, real: Rows, fake: Rows, clips: Tensor | None = None,
+          infinity: bool = False) -> dict[str, tuple[float, float]]:
+    """Mean and deviation over folds of each metric, from rows in sample order.
+
+    clips (n,): which real clip each sample tried to predict; if given, PSNR and SSIM are those
+    of the best trial for each clip within a fold. infinity: also FVD_inf, over all samples.
+    """
+    def best(values: Tensor, which: Tensor) -> float:
+        return best_of_trials(values, which).mean().item()
+
+    numbers = {}
+    if "fvd" in metrics:
+        numbers["fvd"] = over_folds(fvd, folds, real["fvd"], fake["fvd"])
+        if infinity:
+            smallest = min(5000, max(2, len(fake["fvd"]) // 4))
+            numbers["fvd_inf"] = fvd_infinity(real["fvd"], fake["fvd"], smallest), 0.0
+    if "is" in metrics:
+        numbers["is"] = over_folds(inception_score, folds, fake["is"])
+    for name in ("psnr", "ssim", "lpips"):
+        if name in metrics and clips is not None and name != "lpips":
+            numbers[name] = over_folds(best, folds, fake[name], clips)
+        elif name in metrics:                              # the official LPIPS is a plain mean
+            numbers[name] = over_folds(lambda values: values.mean().item(), folds, fake[name])
+    return numbers
+
+
+def entry(metric: str, number: tuple[float, float], samples: int, folds: int,
+          judges: dict[str, nn.Module], reasons: list[str]) -> tuple[str, dict]:
+    """A number under the name it may bear: "FVD", or "FVD*" with what is not as it should be."""
+    name, judge = METRICS.get(metric, "FVD_inf"), metric.removesuffix("_inf")
+    weights = judges[judge].weights if judge in JUDGES else "none needed"
+    if weights.startswith("random"):
+        reasons = ["random weights: the number means nothing", *reasons]
+    elif judge in JUDGES and ("verified" not in weights or "unverified" in weights):
+        reasons = ["weights for which nobody published a hash: they may be others", *reasons]
+    if metric == "fvd_inf":
+        folds = 1
+        if samples < 10_000:
+            reasons = ["a line in 1/N needs N from 5,000 up to well above", *reasons]
+    return f"{name}{'*' if reasons else ''}", dict(
+        mean=number[0], deviation=number[1], samples=samples, folds=folds, weights=weights,
+        not_as_wanted=reasons)
+
+
+def print_numbers(title: str, results: dict[str, dict[str, dict]]) -> None:
+    """results: task or sets -> name of the number -> its entry."""
+    rows = [(subject, name, value) for subject, entries in results.items()
+            for name, value in entries.items() if "mean" in value]
+    print(f"\n{title}\n{'number':9} {'of':14} {'value':>20} {'samples':>13}   weights")
+    reasons: dict[str, dict] = {}
+    for subject, name, value in rows:
+        number, samples = f"{value['mean']:.4f}", f"{value['samples']:,}"
+        if value["folds"] > 1:
+            number = f"{number} ± {value['deviation']:.4f}"
+            samples = f"{value['samples'] // value['folds']:,} x {value['folds']}"
+        print(f"{name:9} {subject:14} {number:>20} {samples:>13}   {value['weights']}")
+        for reason in value["not_as_wanted"]:
+            reasons.setdefault(reason, {})[name] = None
+    if reasons:
+        print("* not comparable with published numbers:")
+    for reason, names in reasons.items():
+        print(f"  - {', '.join(names)}: {reason}")
+
+
+def print_tasks(results: dict[str, dict[str, dict]]) -> None:
+    """Table 4: the FVDs of several tasks side by side, and their average."""
+    names = {name for entries in results.values() for name in entries if name.strip("*") == "FVD"}
+    means = {task: entries[name]["mean"] for name in names for task, entries in results.items()
+             if task in TASKS and name in entries}
+    if len(means) > 1:
+        means["average"] = sum(means.values()) / len(means)
+        print("\n      " + "".join(f"{task:>9}" for task in means))
+        print(f"{max(names):6}" + "".join(f"{value:9.1f}" for value in means.values()))
+
+
+def main() -> None:
+    """Four numbers of one value, under the names that they may bear."""
+    results = {}
+    for what, weights, reasons in (
+            ("as published", "i3d_pretrained_400.pt, git blob a867b87ac3a9, verified", []),
+            ("few samples", "i3d_pretrained_400.pt, git blob a867b87ac3a9, verified",
+             ["2,048 samples; wanted 25,600 x 4"]),
+            ("no weights", "random (seed 0)", [])):
+        judges: dict = dict(fvd=SimpleNamespace(weights=weights))
+        results[what] = dict([entry("fvd", (62.0, 0.5), 102_400, 4, judges, reasons)])
+    print_numbers("one value, three names", results)
+
+
+if __name__ == "__main__":
+    main()
