@@ -95,7 +95,11 @@ def converted(old: dict) -> dict:
         train["padding"] = ""
     if train.get("codebook_from_data") and old["stage"] != "transformer":
         network["latent_gain"] = 0.2
-    return state | dict(format=FORMAT, config=dict(network=network, train=train, data=data))
+    types = ("TransformerConfig" if name == "transformer" else "TokenizerConfig", "TrainConfig",
+             "DataConfig")
+    config = {part: dict(type=each) | values for (part, values), each in zip(
+        dict(network=network, train=train, data=data).items(), types)}
+    return state | dict(format=FORMAT, config=config)
 
 
 def load_checkpoint(path: str | Path) -> dict:
