@@ -16,8 +16,8 @@ Read    commit_mask and commit_loss first: they are the paper. Then cutoff_score
 Not here: the networks; which task a training step draws (training/tokens.py); decoding, the other
         user of Eq. (2) (decode.py).
 
-Run:    python commit.py          the ten tasks, Eq. (2) on one row of tokens, the mask schedules
-        python figures.py tasks   the same as Fig. 2
+Run:    python commit.py          the ten tasks and the mask schedules, as tables
+        python figures.py tasks   Fig. 2: the tasks, their conditions, Eq. (2)
 """
 from __future__ import annotations
 
@@ -275,10 +275,9 @@ def make_condition(video: Tensor, task: str, condition_frames: int = 1) -> tuple
 
 
 def refuse_leak(task: str, shape: tuple[int, int, int], condition_frames: int = 1) -> None:
-    """ValueError where a task's padding lets hidden pixels through, tried on two small clips.
+    """ValueError where a task's padding lets hidden pixels through: it would train happily.
 
-    The clips are equal where the task gives pixels and different elsewhere, so their conditions
-    must be equal. A padding that leaks would train happily, and fail only when it is used.
+    Two clips that are equal where the task gives pixels must have the same condition.
     """
     generator = torch.Generator().manual_seed(0)
     one, other = torch.rand(2, 1, 3, *shape, generator=generator)
@@ -310,24 +309,12 @@ def tokenize_condition(tokenizer: nn.Module, video: Tensor, task: str, condition
 # ---------------------------------------------------------------------------------------------
 
 def main() -> None:
-    """What each task gives, Eq. (2) on a row of eight tokens, and how gamma falls."""
-    print("share of the 4 x 16 x 16 tokens of 16 x 128 x 128 pixels that hold a given pixel")
+    """What each task gives, and how gamma falls."""
+    print("the 4 x 16 x 16 tokens of 16 x 128 x 128 pixels: how many hold a given pixel")
     for name, task in TASKS.items():
         valid = make_condition(torch.zeros(1, 3, 16, 128, 128), name)[1]
         given = (~is_padding(valid, (4, 16, 16))).sum()
         print(f"  {name:4} {task.title:36} {given:5} of 1024   {task.padding.__name__}")
-
-    scores = torch.rand(1, 8, generator=torch.Generator().manual_seed(2))
-    cutoff = cutoff_score(scores, torch.tensor([0.6]))
-    tokens, condition_tokens = torch.arange(8)[None], torch.arange(8)[None] + 100
-    is_pad = torch.arange(8) >= 4
-    print(f"\nEq. (2): 8 tokens, the first 4 hold a condition, ratio 0.6, cut-off {cutoff[0]:.2f}")
-    mixed = commit_mask(tokens, condition_tokens, is_pad, scores, cutoff, mask_id=-1)[0]
-    names = ["[MASK]" if i < 0 else f"cond {i - 100}" if i >= 100 else f"real {i}"
-             for i in mixed.tolist()]
-    print("  score ", *(f"{score:7.2f}" for score in scores[0]))
-    print("  z-bar ", *(f"{name:>7}" for name in names))
-
     print("\nceil(gamma(r) N), the tokens masked at r = 0, 1/6, ... 1, of N = 1024")
     for schedule in ("cosine", "uniform", "exp", "log"):
         counts = num_masked(mask_ratio(torch.linspace(0, 1, 7), schedule), 1024)

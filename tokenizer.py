@@ -40,7 +40,7 @@ class TokenizerConfig:
     norm_groups: int = 32                                            # official
     entropy_temperature: float = 0.01                                # official
     residual_gain: float = 1.0      # of the initial residual branches: 1 official, 0 learns faster
-    latent_gain: float = 1.0        # of the initial latents: 1 official, ours where codes start there
+    latent_gain: float = 1.0        # of the initial latents: 1 official
 
     def __post_init__(self):
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
@@ -267,9 +267,6 @@ class VectorQuantizer(nn.Module):
             codebook_loss=F.mse_loss(codes, latents.detach()),
             entropy_loss=entropy_loss(distances, self.temperature))
 
-
-# ---------------------------------------------------------------------------------------------
-# Tokenizers
 
 class TokenizerOutput(NamedTuple):
     reconstruction: Tensor      # (B, 3, T, H, W), linear, not clipped

@@ -71,6 +71,11 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
     else:
         data = DataConfig(dataset=f"object {type(data).__name__}",
                           class_names=tuple(source.class_names))
+    shape = source.clip(0, None)[0].shape[:3]
+    if shape[1:] != config.clip_shape[1:] or stage != "image" and shape[0] != config.frames:
+        raise ValueError(f"clips of the data are {'x'.join(map(str, shape))} (T x H x W); the run "
+                         f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
+                         "--resolution, or the data")
     stages = ["tokenizer", "transformer"] if stage == "all" else [stage]
     refuse_impossible(config, stages, len(source.class_names), processes)
     for name in stages:
@@ -187,8 +192,9 @@ def parse(arguments: list[str] | None = None
     files = parser.add_argument_group("videos")
     paths = [field for field in dataclasses.fields(DataConfig) if field.metadata]
     for field in paths:
-        kind = dict(action="store_true") if field.default is False else dict(
-            default=field.default, choices=field.metadata["choices"])
+        choices = field.metadata["choices"]
+        kind = (dict(action="store_true") if field.default is False else
+                dict(choices=choices, default=field.default) if choices else dict(metavar="PATH"))
         files.add_argument(field.metadata["flag"], dest=field.name, help=field.metadata["help"],
                            **kind)
     add_flags(parser)

@@ -84,22 +84,27 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = rearrange(self.query_key_value(x), "b n (three heads d) -> "
                                       "three b heads n d", three=3, heads=self.num_heads)
+        return self.out(rearrange(self.attend(query, key, value), "b heads n d -> b n (heads d)"))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """softmax(query key^T / sqrt(d)) value, each (B, heads, n, d); variants override this."""
         # On CPUs attention is three times as fast in float32 as in bfloat16. Autocast would turn
         # its arguments back into bfloat16, so it is off for this one call.
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:
             query, key, value = query.float(), key.float(), value.float()
         with torch.autocast("cpu", enabled=False):
-            x = F.scaled_dot_product_attention(query, key, value,
-                                               dropout_p=self.dropout if self.training else 0.0)
-        return self.out(rearrange(x, "b heads n d -> b n (heads d)"))
+            return F.scaled_dot_product_attention(query, key, value,
+                                                  dropout_p=self.dropout if self.training else 0.0)
 
 
 class Block(nn.Module):
     """Post-LN, as in the original BERT: normalize after adding (official; eps 1e-12)."""
 
+    attention_type = Attention
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.attention = Attention(config)
+        self.attention = self.attention_type(config)
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=1e-12)
         self.mlp = nn.Sequential(nn.Linear(config.hidden_size, config.mlp_size),
                                  nn.GELU(approximate="tanh"),
@@ -115,6 +120,7 @@ class Block(nn.Module):
 class MaskedTransformer(nn.Module):
     """p_theta(z_i | [rho, c, z-bar]) for all i at once, as logits over the K codes."""
 
+    block_type = Block
     recompute = False                   # each block's activations, in the backward pass
 
     def __init__(self, config: TransformerConfig):
@@ -125,7 +131,7 @@ class MaskedTransformer(nn.Module):
         self.position_embedding = nn.Embedding(config.sequence_length, size)
         self.embedding_norm = nn.LayerNorm(size, eps=1e-12)
         self.dropout = nn.Dropout(config.hidden_dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(self.block_type(config) for _ in range(config.num_layers))
         # BERT's head: one more dense layer, then the transposed word embedding and a bias.
         self.head = nn.Sequential(nn.Linear(size, size), nn.GELU(approximate="tanh"),
                                   nn.LayerNorm(size, eps=1e-12))
@@ -159,6 +165,10 @@ class MaskedTransformer(nn.Module):
             return class_id[:, None]
         return torch.stack([self.config.codebook_size + self.no_class + 1 + task, class_id], 1)
 
+    def embed(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
+        """[rho, c, z-bar] as vectors (B, 2 + N, D); what else conditions a variant comes in here."""
+        return self.token_embedding(torch.cat([self.prefix(task, label), tokens], dim=1))
+
     def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
         """Predict all tokens from the corrupted ones.
 
@@ -166,8 +176,7 @@ class MaskedTransformer(nn.Module):
         `prompts`. label (B,): in [0, C), or no_class. Returns logits (B, N, K): [MASK],
         classes and prompts are cut off before any softmax, they can never be predicted.
         """
-        ids = torch.cat([self.prefix(task, label), tokens], dim=1)               # (B, 2 + N)
-        x = self.token_embedding(ids) + self.position_embedding.weight           # (B, 2 + N, D)
+        x = self.embed(tokens, task, label) + self.position_embedding.weight     # (B, 2 + N, D)
         x = self.dropout(self.embedding_norm(x))
         for block in self.blocks:
             again = self.recompute and torch.is_grad_enabled()

@@ -50,6 +50,7 @@ from training.loop import Processes, start_processes
 METRICS = {"fvd": "FVD", "is": "IS", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 JUDGES = {"fvd": (I3D, load_i3d), "is": (C3D, load_c3d), "lpips": (LPIPS, load_lpips)}
 Rows = dict[str, Tensor]
+NOISE = 6                       # the random stream of decoding, beside those of protocols.py
 
 
 def start_evaluation() -> Processes:
@@ -158,7 +159,7 @@ def noise_of(seed: int, task: str, samples: range, device: torch.device
     """commit_decode's `noise`: one stream of random numbers for each sample."""
     generators = []
     for i in samples:
-        state = np.random.SeedSequence([seed, 6, list(TASKS).index(task), i]).generate_state(2)
+        state = np.random.SeedSequence([seed, NOISE, list(TASKS).index(task), i]).generate_state(2)
         generators.append(torch.Generator(device).manual_seed(int(state[0]) << 31 | int(state[1])
                                                               >> 1))
     return lambda shape: torch.stack([gumbel_noise(shape[1:], generator, device)

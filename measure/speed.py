@@ -21,8 +21,8 @@ import torch
 
 from decode import commit_decode
 from steps import autocast
+from training.build import build_transformer
 from training.checkpoint import load_run
-from transformer import MaskedTransformer
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def measure_speed(run: str | Path, resolutions: tuple[int, ...] = (64, 128, 256)
             row["left_out"] = f"{N:,} tokens; attention over more than {most_tokens:,} is not tried"
             continue
         own = N == model.config.num_tokens
-        network = model if own else MaskedTransformer(
+        network = model if own else build_transformer(
             replace(model.config, num_tokens=N)).to(device).eval()
         zero, tokens = (torch.zeros(shape, dtype=torch.long, device=device)
                         for shape in ((1,), (1, N)))

@@ -1,8 +1,9 @@
-"""The documentation cannot rot: what the README says is generated, parsed, or run here.
+"""The documentation cannot rot: what README and docs say is generated, parsed, or run here.
 
-    python tests/test_docs.py --write     brings the generated parts of README.md up to date
+    python tests/test_docs.py --write     brings the generated parts of README.md and docs up to date
 """
 import ast
+import importlib
 import re
 import shlex
 import shutil
@@ -14,12 +15,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-README = ROOT / "README.md"
-ROOMS = ["tokenizer", "discriminator", "commit", "transformer", "steps", "decode", "train", "loop",
-         "presets", "plan", "checkpoint", "report", "data", "shapes", "datasets", "bair",
-         "evaluate", "metrics", "protocols", "features", "pretrained"]
-ROOMS = [room for room in ROOMS if (ROOT / f"{room}.py").exists()]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAPER = ["tokenizer", "discriminator", "commit", "transformer", "steps", "decode"]
+TOP = [*PAPER, "train", "evaluate", "pictures", "figures"]
+WINGS = ["data", "training", "measure"]
+ROOMS = TOP + [f"{wing}.{path.stem}" for wing in WINGS
+               for path in sorted((ROOT / wing).glob("*.py")) if path.stem != "__init__"]
+BESIDES = {"README.md", "LICENSE", "requirements.txt", "pytest.ini", ".ci", "tests", "assets",
+           "docs", ".gitignore"}
 FUNCTION_LINES, FILE_LINES, WIDTH = 80, 400, 100
+TOP_LINES, ALL_LINES, README_LINES = 2600, 5600, 300
 
 # What is where: reference -> file, symbol, test file, a word of a test's name.
 INDEX = [
@@ -42,36 +47,30 @@ INDEX = [
     ("App. A.2, Table 1, transformer", "transformer", "MaskedTransformer", "test_parity",
      "masking_logits"),
     ("App. B.1, the ten tasks", "commit", "TASKS", "test_commit", "each_region"),
-    ("App. B.2, stage 1", "train", "tokenizer_step", "test_parity", "three_training_steps"),
-    ("App. B.2, stage 2", "train", "transformer_step", "test_train", "learned_by_heart"),
-    ("App. B.2 and Table 2, presets", "presets", "PRESETS", "test_train", "table_2"),
-    ("App. B.3, Frechet distance", "evaluate", "frechet_distance", "test_parity", "frechet"),
-    ("App. B.3, PSNR and SSIM", "evaluate", "ssim", "test_parity", "psnr_and_ssim"),
+    ("App. B.2, stage 1", "steps", "tokenizer_step", "test_parity", "three_training_steps"),
+    ("App. B.2, stage 2", "steps", "transformer_step", "test_train", "learned_by_heart"),
+    ("App. B.2, weights of the losses", "steps", "Recipe", "test_train", "recipe_is"),
+    ("App. B.2 and Table 2, presets", "training.presets", "PRESETS", "test_train", "table_2"),
+    ("App. B.3, Frechet distance", "measure.metrics", "frechet_distance", "test_parity", "frechet"),
+    ("App. B.3, PSNR and SSIM", "measure.metrics", "ssim", "test_parity", "psnr_and_ssim"),
 ]
 
 
-def source(name):
-    return (ROOT / f"{name}.py").read_text()
+def path_of(room):
+    return room.replace(".", "/") + ".py"
 
 
-def definitions(name):
-    """Top-level name -> (first line, last line) of a module."""
-    found = {}
-    for node in ast.parse(source(name)).body:
-        names = [node.name] if hasattr(node, "name") else [
-            target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
-        names += [alias.asname or alias.name for alias in getattr(node, "names", [])]
-        for each in names:
-            found[each] = (node.lineno, node.end_lineno)
-    return found
+def source(room):
+    return (ROOT / path_of(room)).read_text()
 
 
-def home(room, symbol):
-    """The room in which a symbol that `room` offers is defined."""
+def line_of(room, symbol):
     for node in ast.parse(source(room)).body:
-        if isinstance(node, ast.ImportFrom) and symbol in [alias.name for alias in node.names]:
-            return home(node.module, symbol)
-    return room
+        names = [getattr(node, "name", "")] + [
+            target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+        if symbol in names:
+            return node.lineno
+    raise ValueError(f"{room} has no {symbol}")
 
 
 def name_of_test(file, words):
@@ -83,11 +82,10 @@ def name_of_test(file, words):
 
 
 def index_table():
-    rows = ["| paper | code | line | test |", "|---|---|---|---|"]
+    rows = ["| paper | code | test |", "|---|---|---|"]
     for reference, room, symbol, file, words in INDEX:
-        where = home(room, symbol)
-        line = definitions(where)[symbol][0]
-        rows.append(f"| {reference} | [`{where}.{symbol}`]({where}.py#L{line}) | {line} | "
+        line = line_of(room, symbol)
+        rows.append(f"| {reference} | [`{room}.{symbol}`]({path_of(room)}#L{line}) | "
                     f"`{file}::{name_of_test(file, words)}` |")
     return "\n".join(rows)
 
@@ -95,33 +93,34 @@ def index_table():
 def opening(room):
     """The opening map as {heading: text}."""
     text = ast.get_docstring(ast.parse(source(room)))
-    parts = re.split(r"^(Paper|Shapes|Files|Read|Not here|Run)[:\s]", text, flags=re.M)
+    parts = re.split(r"^(Paper|Shapes|Files|Read|Not here|Run)[:\s,]", text, flags=re.M)
     return {"title": text.splitlines()[0], **{k: " ".join(v.split())
                                               for k, v in zip(parts[1::2], parts[2::2])}}
 
 
-def rooms_table():
-    rows = ["| file | what it is | paper | lines | `python` it and see |", "|---|---|---|---|---|"]
-    for room in ROOMS:
+def rooms_table(rooms):
+    rows = ["| file | what it is | paper | lines |", "|---|---|---|---|"]
+    for room in rooms:
         book = opening(room)
         paper = book.get("Paper", "").split(";")[0]
         while "(" in paper:                                       # the innermost brackets first
             paper = re.sub(r" *\([^()]*\)", "", paper)
-        shown = re.search(rf"{room}\.py(?: [A-Z[]\S*)?  +(.+)", ast.get_docstring(
-            ast.parse(source(room))))[1]
-        rows.append(f"| [`{room}.py`]({room}.py) | {book['title'].rstrip('.')} | "
+        rows.append(f"| [`{path_of(room)}`]({path_of(room)}) | {book['title'].rstrip('.')} | "
                     f"{'-' if paper.startswith('none') else paper or '-'} | "
-                    f"{len(source(room).splitlines())} | {shown} |")
+                    f"{len(source(room).splitlines())} |")
     return "\n".join(rows)
 
 
-def imports(room):
+def imports(room, everywhere=False):
+    """The project's rooms that a room imports when it is imported, or anywhere in its text."""
+    tree = ast.parse(source(room))
     found = set()
-    for node in ast.walk(ast.parse(source(room))):
-        if isinstance(node, ast.ImportFrom) and node.module in ROOMS:
-            found.add(node.module)
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module} & set(ROOMS)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} & set(ROOMS)
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name in ROOMS}
+            found |= {alias.name for alias in node.names} & set(ROOMS)
     return found
 
 
@@ -138,16 +137,28 @@ def floors():
 
 
 def imports_table():
-    return "```\n" + "\n".join(f"floor {number}   {'  '.join(floor)}" for number, floor in
-                               reversed(list(enumerate(floors())))) + "\n```"
+    """A line a floor, a column a wing, so that the wings are seen."""
+    columns = ["", *WINGS]
+    lines = []
+    for number, floor in reversed(list(enumerate(floors()))):
+        cells = ["  ".join(room.split(".")[-1] for room in floor
+                           if room.rpartition(".")[0] == wing) for wing in columns]
+        lines.append([f"floor {number}", *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+    header = ["", "top level: the paper", *(f"{wing}/" for wing in WINGS)]
+    widths = [max(width, len(title)) for width, title in zip(widths, header)]
+    rows = ["   ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
+            for line in [header, *lines]]
+    return "```\n" + "\n".join(rows) + "\n```"
 
 
 def sizes_table():
     import torch
 
     from discriminator import DISCRIMINATORS, Discriminator3d
-    from presets import PRESETS
     from tokenizer import TOKENIZERS, ImageTokenizer, VideoTokenizer
+    from training.build import transformer_config
+    from training.presets import PRESETS
     from transformer import MaskedTransformer
 
     def count(network, config):
@@ -164,39 +175,65 @@ def sizes_table():
                     f"| {paper} |")
     for preset, size, paper in (("ucf101-B", "B", "87 M"), ("ucf101-L", "L", "305 M"),
                                 ("web-H", "H", "634 M")):
-        config = PRESETS[preset].transformer_config(PRESETS[preset].num_classes)
+        config = transformer_config(PRESETS[preset], PRESETS[preset].num_classes)
         rows.append(f"| transformer {size} ({preset}, vocabulary {config.vocabulary_size}) | "
                     f"{count(MaskedTransformer, config)} | {paper} |")
     return "\n".join(rows)
 
 
-GENERATED = dict(index=index_table, rooms=rooms_table, imports=imports_table, sizes=sizes_table)
+GENERATED = dict(
+    index=index_table, imports=imports_table, sizes=sizes_table,
+    rooms=lambda: rooms_table(TOP), wings=lambda: rooms_table(ROOMS[len(TOP):]).replace(
+        "](", "](../"))
 
 
 def generated(text):
+    """A page with its generated blocks made anew."""
     for name, make in GENERATED.items():
         mark = rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end -->)"
-        text, number = re.subn(mark, lambda m: m[1] + make() + "\n" + m[2], text, flags=re.S)
-        if number != 1:
-            raise ValueError(f"README.md has {number} places for {name}")
+        text = re.sub(mark, lambda m: m[1] + make() + "\n" + m[2], text, flags=re.S)
     return text
 
 
 # ---------------------------------------------------------------------------------------------
+# Generated parts, maps, budgets
 
-def test_the_generated_parts_of_the_readme_are_current():
-    text = README.read_text()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_generated_parts_of_the_pages_are_current(page):
+    text = page.read_text()
     assert text == generated(text), "run: python tests/test_docs.py --write"
+
+
+def test_every_generated_part_stands_on_some_page():
+    marks = re.findall(r"<!-- (\w+): ", "".join(page.read_text() for page in PAGES))
+    assert sorted(marks) == sorted(GENERATED)
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_each_room_opens_with_its_map(room):
     book = opening(room)
-    for heading in ("Paper", "Read", "Run"):
-        if not (room == "checkpoint" and heading == "Paper"):
-            assert book.get(heading), f"{room}.py has no {heading!r} in its opening"
-    assert room == "presets" or "Shapes" in book or "Files" in book
-    assert f"{room}.py" in book["Run"]
+    for heading in ("Read", "Run"):
+        assert book.get(heading), f"{room} has no {heading!r} in its opening"
+    assert "Paper" in book or "Files" in book
+    assert "Shapes" in book or "Files" in book or room == "training.presets"
+    assert (path_of(room) if room in TOP else f"-m {room}") in book["Run"]
+
+
+def test_the_top_level_is_the_paper_and_nothing_else():
+    there = {path.name for path in ROOT.iterdir()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, text=True, capture_output=True).stdout
+    tracked = {line.split("/")[0] for line in tracked.splitlines()} or there
+    assert tracked & there <= {path_of(room) for room in TOP} | set(WINGS) | BESIDES
+    assert "The MAGVIT reading implementation authors" in (ROOT / "LICENSE").read_text()
+
+
+def test_the_house_stays_within_its_budgets():
+    lines = {room: len(source(room).splitlines()) for room in ROOMS}
+    lines |= {wing: len((ROOT / wing / "__init__.py").read_text().splitlines()) for wing in WINGS}
+    assert sum(lines[room] for room in TOP) <= TOP_LINES
+    assert sum(lines.values()) <= ALL_LINES
+    assert all(lines[wing] <= 1 for wing in WINGS)
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -207,7 +244,7 @@ def test_files_functions_and_lines_stay_within_their_budgets(room):
     for node in ast.walk(ast.parse(source(room))):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < FUNCTION_LINES, node.name
-        assert not isinstance(node, ast.Assert), f"{room}.py:{node.lineno}: raise ValueError"
+        assert not isinstance(node, ast.Assert), f"{room}:{node.lineno}: raise ValueError"
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -219,13 +256,39 @@ def test_public_classes_and_functions_say_what_types_cannot(room):
                 assert ast.get_docstring(node), f"{room}.{node.name} has no docstring"
 
 
+# ---------------------------------------------------------------------------------------------
+# Who imports whom
+
 def test_imports_run_one_way():
     assert sorted(room for floor in floors() for room in floor) == sorted(ROOMS)
-    ground = {"data", "pretrained", "discriminator", "tokenizer", "transformer", "commit"}
+    ground = {"data.source", "measure.metrics", "pictures", "commit", "tokenizer", "discriminator"}
     for room in ground:
-        allowed = {"shapes", "datasets"} | ({"tokenizer"} if room == "discriminator" else set())
-        assert imports(room) <= allowed, f"{room} is on the ground floor"
+        assert not imports(room, everywhere=True), f"{room} is on the ground floor"
+    assert imports("measure.pretrained") <= {"measure.metrics"}
+    for room in ROOMS:
+        wing, needs = room.partition(".")[0], imports(room, everywhere=room not in PAPER)
+        assert "figures" not in needs, f"{room}: nothing stands on the roof"
+        if wing == "data":
+            assert all(need.startswith("data.") for need in needs), room
+        if wing == "training":
+            assert not any(need.startswith("measure.") for need in needs), room
+        if room not in ("train", "evaluate", "figures"):
+            assert not {"train", "evaluate"} & needs, room
     assert "evaluate" not in imports("train") and "train" not in imports("evaluate")
+
+
+@pytest.mark.parametrize("room", PAPER)
+def test_the_six_paper_files_import_only_each_other(room):
+    """Their demo or command, `main` at the bottom, alone may look up to the wings."""
+    assert imports(room) <= set(PAPER)
+    tree = ast.parse(source(room))
+    for node in tree.body:
+        if getattr(node, "name", "") == "main":
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.ImportFrom):
+                assert inner.module not in set(ROOMS) - set(PAPER), f"{room}:{inner.lineno}"
+    assert "matplotlib" not in source(room)
 
 
 def test_imports_are_silent_and_touch_nothing():
@@ -246,63 +309,89 @@ def test_every_line_of_algorithm_1_and_eq_2_is_marked_where_it_is():
         assert equation in commit
 
 
+# ---------------------------------------------------------------------------------------------
+# Commands and pictures
+
 def commands():
-    """Every command line in a console block of the README."""
-    blocks = re.findall(r"```(?:console|sh|bash)\n(.*?)```", README.read_text(), re.S)
-    for line in "\n".join(blocks).splitlines():
-        line = line.split(" #")[0].strip()
-        for command in line.split("&&"):
-            if command.strip():
-                yield command.strip()
+    """Every command line in a console block, and every `python ...` quoted in a text."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for line in "\n".join(re.findall(r"```(?:console|sh|bash)\n(.*?)```", text,
+                                         re.S)).splitlines():
+            found += line.split(" #")[0].split("&&")
+        found += re.findall(r"`((?:python|torchrun) [^`]+)`", text)
+    return sorted({" ".join(command.split()) for command in found if command.strip()})
 
 
-@pytest.mark.parametrize("command", sorted(set(commands()) if README.exists() else []))
-def test_every_command_of_the_readme_is_understood(command, capsys):
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_pages_is_understood(command):
     words = shlex.split(command)
     if "train.py" in words:
-        from presets import parse
-        parse(words[words.index("train.py") + 1:])
+        from train import parse
+        parse([word if word != "PRESET" else "ucf101-B"
+               for word in words[words.index("train.py") + 1:]])
+    elif words[0] == "python" and words[1] == "-m" and words[2] != "pytest":
+        assert words[2] in ROOMS
     elif words[0] == "python" and words[1].endswith(".py"):
         assert (ROOT / words[1]).exists()
-        flags = [word for word in words[2:] if word.startswith("--")]
-        text = (ROOT / words[1]).read_text()
-        for flag in flags:
-            assert f'"{flag}"' in text, f"{words[1]} knows no {flag}"
+        if words[1] == "figures.py":
+            assert not words[2:] or words[2] in importlib.import_module("figures").FIGURES
+        for flag in (word for word in words[2:] if word.startswith("--")):
+            assert f'"{flag}"' in (ROOT / words[1]).read_text(), f"{words[1]} knows no {flag}"
     else:
         assert words[0] in ("pip", "python", "git", "cd")
 
 
+def test_train_help_explains_every_flag(capsys):
+    from train import parse
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    for heading in ("videos:", "clips:", "networks:", "stage 1, tokenizer:",
+                    "stage 2, transformer:", "decoding:", "machine:"):
+        assert heading in text
+    blocks = re.split(r"\n  (?=-)", text.split("options:")[1])
+    assert not [block for block in blocks[1:] if len(re.split(r"\s{2,}|\n", block.strip())) < 2]
+
+
 def test_ci_runs_the_readmes_test_command():
     command = "pip install -r requirements.txt && python -m pytest"
-    assert command in README.read_text() and command in (ROOT / ".ci/run").read_text()
+    assert command in PAGES[0].read_text() and command in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("picture", sorted(set(re.findall(r"assets/[\w./-]+\.(?:png|gif)",
-                         README.read_text())) if README.exists() else []))
-def test_every_picture_of_the_readme_is_there(picture):
-    assert (ROOT / picture).stat().st_size > 1000
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#\s]+)", page.read_text()):
+        file = (page.parent / target).resolve()
+        assert file.exists(), f"{page.name} links to {target}"
+        if file.suffix in (".png", ".gif"):
+            assert 1000 < file.stat().st_size < 4e6
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The code and its pictures elsewhere, for rooms that draw."""
+    """The code and its pictures elsewhere, for rooms that write."""
     folder = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "assets", folder / "assets")
-    for room in ROOMS:
-        shutil.copy(ROOT / f"{room}.py", folder)
+    for name in [*WINGS, "assets"]:
+        shutil.copytree(ROOT / name, folder / name)
+    for room in TOP:
+        shutil.copy(ROOT / path_of(room), folder)
     return folder
 
 
-@pytest.mark.parametrize("room", sorted(set(ROOMS) - {
-    "train", "report", "bair", "data", "metrics", "protocols", "evaluate"}))
-def test_the_rooms_that_print_a_table_run(room, copy):
-    done = subprocess.run([sys.executable, f"{room}.py"], cwd=copy, text=True, capture_output=True,
+@pytest.mark.parametrize("room", sorted(set(ROOMS) - {"train", "figures", "measure.report",
+                                                      "measure.speed", "training.plan"}))
+def test_the_rooms_show_their_idea_when_run(room, copy):
+    how = [path_of(room)] if room in TOP else ["-m", room]
+    done = subprocess.run([sys.executable, *how], cwd=copy, text=True, capture_output=True,
                           timeout=120)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 4, done.stderr
+    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 2, done.stderr
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        README.write_text(generated(README.read_text()))
+        for each in PAGES:
+            each.write_text(generated(each.read_text()))
     else:
         print(__doc__)

@@ -9,7 +9,8 @@ Read    TOKENIZER_TYPES, build, transformer_config.
 
 A tokenizer is whatever has encode, decode, latents, forward, latent_shape and codebook_size, with
 tokenizer.VideoTokenizer's meaning. Nothing else is asked of it. To use one of your own, add its
-configuration's type and its class to TOKENIZER_TYPES, and give TrainConfig(tokenizer=YourConfig()).
+configuration's type and its class to TOKENIZER_TYPES, and give TrainConfig(tokenizer=YourConfig());
+likewise a transformer, whose configuration inherits from TransformerConfig.
 
 Run:    python -m training.build          who takes part in each stage of the toy
 """
@@ -19,7 +20,7 @@ import copy
 import dataclasses
 import math
 from dataclasses import replace
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import nn
@@ -32,7 +33,9 @@ from tokenizer import ImageTokenizer, TokenizerConfig, VideoTokenizer
 from training.presets import PRESETS, TrainConfig
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
+# Another network is one line here: its configuration's type, and its class.
 TOKENIZER_TYPES: dict[type, type[nn.Module]] = {TokenizerConfig: VideoTokenizer}
+TRANSFORMER_TYPES: dict[type, type[nn.Module]] = {TransformerConfig: MaskedTransformer}
 
 
 def build_tokenizer(config, image: bool = False) -> nn.Module:
@@ -45,7 +48,15 @@ def build_tokenizer(config, image: bool = False) -> nn.Module:
     return TOKENIZER_TYPES[type(config)](config)
 
 
-def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
+def build_transformer(config: TransformerConfig) -> nn.Module:
+    """The transformer of a configuration of a type in TRANSFORMER_TYPES."""
+    if type(config) not in TRANSFORMER_TYPES:
+        raise ValueError(f"no transformer for a {type(config).__name__}; add the type and its class "
+                         "to TRANSFORMER_TYPES in training/build.py")
+    return TRANSFORMER_TYPES[type(config)](config)
+
+
+def without_weights(make: Callable[[], Any]) -> Any:
     """make() on the meta device, whose tensors have shapes but no numbers.
 
     For real where the constructor needs numbers, which a tokenizer of one's own may.
@@ -84,9 +95,18 @@ def build(config: TrainConfig, stage: str, *, num_classes: int = 0,
     Stage 1 has the tokenizer, its moving average and, if its weight is not 0, an adversary; stage
     2 the transformer, for num_classes and for `tokenizer` (by default, the configuration's).
     """
+    networks = build_networks(config, stage, num_classes=num_classes, tokenizer=tokenizer)
+    for network in networks.values():
+        network.to(device)
+    return Trainee(networks, build_optimizers(networks, config))
+
+
+def build_networks(config: TrainConfig, stage: str, *, num_classes: int = 0,
+                   tokenizer: nn.Module | None = None) -> dict[str, nn.Module]:
+    """The networks of build, by name."""
     if stage == "transformer":
-        transformer = MaskedTransformer(transformer_config(config, num_classes, tokenizer))
-        networks: dict[str, nn.Module] = dict(transformer=transformer)
+        networks = dict(transformer=build_transformer(
+            transformer_config(config, num_classes, tokenizer)))
     else:
         two_d = stage == "image"
         networks = dict(tokenizer=build_tokenizer(config.tokenizer_config(), two_d))
@@ -96,21 +116,25 @@ def build(config: TrainConfig, stage: str, *, num_classes: int = 0,
                              lecam=LeCam())
         networks["ema"] = copy.deepcopy(networks["tokenizer"]).requires_grad_(False)
     for network in networks.values():
-        network.to(device)
         for module in network.modules():
             if hasattr(module, "recompute"):
                 module.recompute = config.recompute
-    if stage == "transformer":
-        decayed, free = decay_groups(transformer)
-        return Trainee(networks, dict(transformer=torch.optim.AdamW(
+    return networks
+
+
+def build_optimizers(networks: dict[str, nn.Module], config: TrainConfig
+                     ) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of build, by the names of the networks they move (App. B.2)."""
+    if "transformer" in networks:
+        decayed, free = decay_groups(networks["transformer"])
+        return dict(transformer=torch.optim.AdamW(
             [dict(params=decayed, weight_decay=config.weight_decay),
              dict(params=free, weight_decay=0.0)],
             lr=config.transformer_rate, fused=True,
-            betas=(config.transformer_beta1, config.transformer_beta2))))
-    return Trainee(networks, {
-        name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate, fused=True,
-                               betas=(config.tokenizer_beta1, config.tokenizer_beta2))
-        for name in ("tokenizer", "discriminator") if name in networks})
+            betas=(config.transformer_beta1, config.transformer_beta2)))
+    return {name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate, fused=True,
+                                   betas=(config.tokenizer_beta1, config.tokenizer_beta2))
+            for name in ("tokenizer", "discriminator") if name in networks}
 
 
 def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -137,12 +161,12 @@ def from_plain(values: dict, kind: type | None = None):
     A field that came later has its default. What a run's settings have too much is left out; what
     a network's have too much is refused: it could not be the same network.
     """
-    types = [TrainConfig, DataConfig, TransformerConfig, DiscriminatorConfig, *TOKENIZER_TYPES]
+    types = [TrainConfig, DataConfig, DiscriminatorConfig, *TOKENIZER_TYPES, *TRANSFORMER_TYPES]
     by_name = {each.__name__: each for each in types}
     name = values.get("type") or kind.__name__
     if name not in by_name:
         raise ValueError(f"a checkpoint has a configuration of type {name}; known are "
-                         f"{', '.join(by_name)}: see TOKENIZER_TYPES in training/build.py")
+                         f"{', '.join(by_name)}: see training/build.py")
     fields = {field.name for field in dataclasses.fields(by_name[name])}
     unknown = sorted(set(values) - fields - {"type"})
     if unknown and by_name[name] not in (TrainConfig, DataConfig):

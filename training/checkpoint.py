@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from data.clips import ClipSource, DataConfig, open_source
-from training.build import build_tokenizer, from_plain
+from training.build import build_tokenizer, build_transformer, from_plain
 from training.presets import TrainConfig
 from tokenizer import TokenizerConfig
 from transformer import MaskedTransformer, TransformerConfig
@@ -130,8 +130,7 @@ def load_network(state: dict, device: torch.device | str = "cpu", averaged: bool
     """
     if state["stage"] == "transformer":
         name = "transformer"
-        network: nn.Module = MaskedTransformer(from_plain(state["config"]["network"],
-                                                          TransformerConfig))
+        network = build_transformer(from_plain(state["config"]["network"], TransformerConfig))
     else:
         name = "ema" if averaged and "ema" in state else "tokenizer"
         network = build_tokenizer(from_plain(state["config"]["network"], TokenizerConfig),

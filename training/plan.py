@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Callable, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from commit import TASKS, nothing
 from steps import TokenBatch, Trainee, tokenizer_step, transformer_step
-from training.build import build, build_tokenizer
+from training.build import build_networks, build_optimizers, without_weights
 from training.presets import PRESETS, TrainConfig
 
 CARD = 80e9                                  # bytes of the card that the plan fits clips into
@@ -50,15 +50,15 @@ def plan(name: str, config: TrainConfig) -> str:
         changed = " " if value == getattr(default, field.name) else "*"
         value = " ".join(value) if field.name == "tasks" else value
         lines.append(f"  {changed} {field.name:22} {value}")
-    stages = fake_stages(config)
-    tokenizer = stages["tokenizer"].networks["tokenizer"]
-    size = stages["transformer"].networks["transformer"].config
+    stages = {stage: empty_networks(config, stage) for stage in ("tokenizer", "transformer")}
+    tokenizer = stages["tokenizer"]["tokenizer"]
+    size = stages["transformer"]["transformer"].config
     shape = tokenizer.latent_shape(*config.clip_shape)
     lines.append(f"\nvideo {'x'.join(map(str, config.clip_shape))} -> "
                  f"{'x'.join(map(str, shape))} tokens of {tokenizer.codebook_size}; "
                  f"sequence {size.sequence_length}, vocabulary {size.vocabulary_size}")
-    for trainee in stages.values():
-        for part, network in trainee.networks.items():
+    for networks in stages.values():
+        for part, network in networks.items():
             if part not in ("ema", "lecam"):
                 count = sum(p.numel() for p in network.parameters())
                 lines.append(f"{part:14} {count:>12,} parameters")
@@ -128,9 +128,9 @@ def step_cost(config: TrainConfig, stage: str) -> StepCost:
         return StepCost(flop, 0.0, fixed, per_clip)
     given = [TASKS[task].region is not nothing for task in config.tasks]
     videos = 1 + sum(given) / len(given)                            # each clip, and its condition
+    tokenizer, at_once = empty_networks(config, "tokenizer")["tokenizer"], config.tokenize_at_once
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
-        at_once = config.tokenize_at_once
-        build_tokenizer(config.tokenizer_config()).encode(made_up(config, at_once))
+        tokenizer.to_empty(device="cpu").encode(made_up(config, at_once))
     return StepCost(flop, videos * count.flop / at_once, fixed + count.most_bytes, per_clip)
 
 
@@ -143,17 +143,24 @@ def count_step(config: TrainConfig, stage: str, clips: int) -> tuple[float, int]
     """
     passes = min(config.accumulate, 2)
     config = replace(config, accumulate=passes)
+    networks = empty_networks(config, stage)
     with FakeTensorMode(allow_non_fake_inputs=True), Count() as count:
-        trainee = build(config, stage, num_classes=config.num_classes)
-        step_on(trainee, config, stage, clips * passes)()
+        step_on(fake_trainee(networks, config), config, stage, clips * passes)()
     return count.flop / passes, count.most_bytes
 
 
-def fake_stages(config: TrainConfig) -> dict[str, Trainee]:
-    """Both stages, their networks without contents."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return {stage: build(config, stage, num_classes=config.num_classes)
-                for stage in ("tokenizer", "transformer")}
+def empty_networks(config: TrainConfig, stage: str) -> dict[str, nn.Module]:
+    """A stage's networks on the meta device."""
+    networks = without_weights(lambda: build_networks(config, stage,
+                                                      num_classes=config.num_classes))
+    return {name: network.to("meta") for name, network in networks.items()}
+
+
+def fake_trainee(networks: dict[str, nn.Module], config: TrainConfig) -> Trainee:
+    """Networks from the meta device and their optimizers, on a CPU that does not compute."""
+    for network in networks.values():
+        network.to_empty(device="cpu")
+    return Trainee(networks, build_optimizers(networks, config))
 
 
 def made_up(config: TrainConfig, clips: int, device: torch.device | str = "cpu") -> Tensor:
