@@ -129,8 +129,8 @@ def generate(tokenizer: nn.Module, model: nn.Module, video: Tensor, task: str,
 
     video (B, 3, T, H, W) in [0, 1]; only the task's condition is taken from it, and for CG only
     its shape. label (B,) ints in [0, C) for CG and CFP, None for the others. condition_frames
-    as in make_condition; decoding: the keywords of commit_decode. Returns (B, 3, T, H, W) in [0, 1];
-    the given region is generated anew too, from its refined tokens.
+    as in make_condition; decoding: the keywords of commit_decode. Returns (B, 3, T, H, W) in
+    [0, 1]; the given region is generated anew too, from its refined tokens.
     """
     index, classes = task_index(task, model.prompts), model.no_class
     if TASKS[task].class_conditional:

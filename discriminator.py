@@ -184,24 +184,17 @@ class LeCam(nn.Module):
 # ---------------------------------------------------------------------------------------------
 
 def main() -> None:
-    paper = {"B": "15 M", "L": "61 M"}
-    print(f"{'size':8} {'3D':>12} {'2D':>12}   the paper says (3D)")
+    print(f"{'size':8} {'3D':>12} {'2D':>12}   (the paper: 15 M and 61 M)")
     for name, config in DISCRIMINATORS.items():
         with torch.device("meta"):
             counts = [sum(p.numel() for p in network(config).parameters())
                       for network in (Discriminator3d, Discriminator2d)]
-        print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}   {paper.get(name, '')}")
-
-    print("\nwhat each loss says of logits (real, fake)")
-    print("  D is       real   fake   discriminator   generator   LeCam, averages 1 and -1")
-    lecam = LeCam()
-    lecam.average_real.fill_(1.0)
-    lecam.average_fake.fill_(-1.0)
-    for words, real, fake in (("fooled", -1.0, 1.0), ("guessing", 0.0, 0.0), ("right", 1.0, -1.0),
-                              ("very sure", 9.0, -9.0)):
+        print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}")
+    print("\nlogits of real, fake   discriminator's loss   generator's")
+    for real, fake in ((-1.0, 1.0), (0.0, 0.0), (1.0, -1.0), (9.0, -9.0)):
         logits = torch.tensor([real]), torch.tensor([fake])
-        print(f"  {words:9} {real:5} {fake:6} {discriminator_loss(*logits):15.3f} "
-              f"{generator_loss(logits[1]):11.3f} {lecam(logits[0].mean(), logits[1].mean()):9.1f}")
+        print(f"{real:14} {fake:6} {discriminator_loss(*logits):21.3f} "
+              f"{generator_loss(logits[1]):13.3f}")
 
 
 if __name__ == "__main__":

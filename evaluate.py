@@ -123,8 +123,8 @@ def open_job(folder: Path, name: str, data: DataConfig | ClipSource | None, requ
     count = request.samples or protocol.samples * protocol.folds
     least = protocol.folds * (2 if "fvd" in metrics else 1)
     if count < least or count % protocol.folds:
-        raise ValueError(f"{count} samples; the {protocol.folds} folds of {name} need a multiple of "
-                         f"{protocol.folds}, at least {least}")
+        raise ValueError(f"{count} samples; the {protocol.folds} folds of {name} need a multiple "
+                         f"of {protocol.folds}, at least {least}")
     judges = open_judges(metrics, weights, processes.device)
     run = load_run(folder, processes.device)
     tasks = request.tasks or [protocol.tasks[0] if name != "own" else run.config.tasks[0]]
@@ -189,8 +189,8 @@ def conclude(job: Job, name: str, distinct: int, results: dict) -> dict:
                    seed=request.seed, results=results)
     path = job.run.folder / f"evaluation-{name}.json"
     path.write_text(json.dumps(outcome, indent=2) + "\n")
-    print_numbers(f"protocol {name} ({protocol.source})\nreal: {protocol.rule}; {distinct:,} clips, "
-                  f"{len(job.source):,} videos\n"
+    print_numbers(f"protocol {name} ({protocol.source})\n"
+                  f"real: {protocol.rule}; {distinct:,} clips, {len(job.source):,} videos\n"
                   f"decoding: {decoding_in_words(request.decoding)}", results)
     for task, entries in results.items():
         if task in TASKS and protocol.best_of > 1 and {"psnr", "ssim"} & {*request.metrics}:
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--protocol", choices=PROTOCOLS)
     parser.add_argument("--data", help="folder of the real videos of the protocol's split")
     parser.add_argument("--split", help="list of those that count (data set's own .txt or .json)")
-    parser.add_argument("--layout", default="auto", help="what lies in the folder, if that is not plain to see")
+    parser.add_argument("--layout", default="auto", help="what lies there")
     parser.add_argument("--tasks", nargs="+", choices=[*TASKS, "MT8", "MT10", "reconstruction"])
     parser.add_argument("--metrics", nargs="+", choices=METRICS, help="fewer than the protocol's")
     parser.add_argument("--samples", type=int, help="in all folds; fewer than the paper's: starred")
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=1, help="when comparing sets")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--weights", default="weights", help="folder, see python -m measure.pretrained")
+    parser.add_argument("--weights", default="weights", help="folder of the judges")
     parser.add_argument("--random-weights", action="store_true", help="try without weight files")
     parser.add_argument("--infinity", action="store_true", help="also FVD at endless samples")
     parser.add_argument("--speed", action="store_true", help="frames per second")

@@ -254,7 +254,8 @@ def main() -> None:
     tokens = tokenizer.encode(video).flatten(1)
     condition_tokens, is_pad = tokenize_condition(tokenizer, video, "FP")
     scores, r = torch.rand(tokens.shape), torch.full((2,), 0.5)
-    batch = TokenBatch("FP", tokens, condition_tokens, is_pad, torch.full_like(label, 16), scores, r)
+    no_class = torch.full_like(label, 16)
+    batch = TokenBatch("FP", tokens, condition_tokens, is_pad, no_class, scores, r)
     masked = scores <= cutoff_score(scores, mask_ratio(r))[:, None]
     parts = dict(refine=masked & ~is_pad, mask=masked & is_pad, reconstruct=~masked)
     rows = [transformer_step(stage_2, batch, config) for _ in range(11)]

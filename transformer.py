@@ -166,7 +166,7 @@ class MaskedTransformer(nn.Module):
         return torch.stack([self.config.codebook_size + self.no_class + 1 + task, class_id], 1)
 
     def embed(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
-        """[rho, c, z-bar] as vectors (B, 2 + N, D); what else conditions a variant comes in here."""
+        """[rho, c, z-bar] as vectors (B, 2 + N, D); a variant's other conditions come in here."""
         return self.token_embedding(torch.cat([self.prefix(task, label), tokens], dim=1))
 
     def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:

@@ -10,13 +10,12 @@ Files   a row of records, each    length (8 bytes, little-endian), its checksum 
 
 Read    find_records, read_record, record_frames; fields (protobuf in thirty lines); masked_crc32c.
 
-Run:    python -m data.bair FILE.tfrecords        its records, and how fast they are read
+Run:    python -m data.bair FILE.tfrecords        its records
 """
 from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
@@ -155,16 +154,10 @@ def main() -> None:
         print(f"masked CRC-32C of 123456789: {masked_crc32c(b'123456789'):#x}, should be 0xc78ab0e5"
               "\npython -m data.bair FILE.tfrecords reads a file")
         return
-    try:
-        records = find_records([Path(sys.argv[1])])
-        print(f"{len(records)} records; the first holds")
-        for key, feature in sorted(read_record(records[0]).items())[:8]:
-            print(f"  {key:30} {len(feature):8,} bytes")
-        begin = time.perf_counter()
-        frames = [len(record_frames(record, read_record(record))) for record in records]
-        print(f"{len(records) / (time.perf_counter() - begin):6.0f} records/s of {frames[0]} frames")
-    except (ValueError, OSError) as error:
-        sys.exit(f"bair.py: {error}")
+    records = find_records([Path(sys.argv[1])])
+    frames = record_frames(records[0], features := read_record(records[0]))
+    print(f"{len(records)} records; the first has {len(frames)} frames, and "
+          f"{len(features)} features, of which {', '.join(sorted(features)[:4])}")
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ class DataConfig:
     split: str | None = flag("--split", None, "official list of training videos: trainlist01.txt, "
                              "train.json")
     test_split: str | None = flag("--test-split", None, "likewise of held-out videos", True)
-    layout: str = flag("--layout", "auto", "what lies in --data, where that is not plain; images is "
-                       "for --stage image", choices=LAYOUTS)
+    layout: str = flag("--layout", "auto", "what lies in --data, where that is not plain; images "
+                       "is for --stage image", choices=LAYOUTS)
     pad_short: bool = flag("--pad-short", False, "repeat the last frame of too short videos")
     dataset: str = "folder"                 # "shapes": drawn; "object Name": given from Python
     class_names: tuple[str, ...] = ()       # found in the data; a checkpoint records them
@@ -327,19 +327,11 @@ def load_clip(path: str | Path, shape: tuple[int, int, int], start: int = 0,
 # ---------------------------------------------------------------------------------------------
 
 def main() -> None:
-    """What a batch holds, and that a clip is a function of seed, step and place alone."""
     source = VideoFolder(sys.argv[1], (16, 64, 64)) if len(sys.argv) > 1 else MovingShapes()
     video, label = load_batch(source, step=0, batch_size=4, seed=0)
     print(f"{len(source)} clips of {len(source.class_names)} classes, fingerprint "
-          f"{source.fingerprint()}\nbatch 0: video {tuple(video.shape)} from {video.min():.2f} to "
-          f"{video.max():.2f}")
-    for place, (clip, number) in enumerate(zip(video, label.tolist())):
-        name = source.class_names[number] if number != NO_LABEL else "no class"
-        motion = clip.diff(dim=1).abs().mean()
-        print(f"  place {place}: {name:20} mean pixel {clip.mean():.3f}, mean change from frame to "
-              f"frame {motion:.3f}")
-    shares = [load_batch(source, 0, 4, seed=0, rank=rank, world=2)[0] for rank in (0, 1)]
-    print(f"two processes see the same batch: {torch.equal(torch.cat(shares), video)}")
+          f"{source.fingerprint()}\nbatch 0: {tuple(video.shape)} from {video.min():.2f} to "
+          f"{video.max():.2f}, labels {label.tolist()}")
 
 
 if __name__ == "__main__":

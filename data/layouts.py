@@ -19,19 +19,15 @@ Read    find_layout, select (what a split list picks), read_pictures.
 Not here: the inside of BAIR's records (bair.py); windows, crops and flips (clips.VideoFolder does
         them alike for all layouts).
 
-Run:    python -m data.layouts                   some layouts, and what is found in them
-        python -m data.layouts DATA [LIST]       what is found there: layout, clips, classes
+Run:    python -m data.layouts DATA [LIST]      what is found there: layout, clips, classes
 """
 from __future__ import annotations
 
 import collections
-import contextlib
-import io
 import json
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -260,32 +256,10 @@ def _pictures(path: Path) -> list[Path]:
         int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)])]
 
 
-def show_layouts() -> None:
-    """Make the layouts of the opening map, of empty files, and say what is found in each."""
-    made = {
-        "UCF-101": ["Biking/v_1.avi", "Diving/v_2.avi", "Diving/v_3.avi"],
-        "the same, by its list": ["Biking/v_1.avi", "Diving/v_2.avi", "Diving/v_3.avi"],
-        "a flat folder": ["one.mp4", "two.webm"],
-        "folders of frames": ["a/clip/1.png", "a/clip/2.png", "b/clip/1.png"]}
-    print(f"{'made':22} {'files':>5}   found")
-    for name, files in made.items():
-        with tempfile.TemporaryDirectory() as folder:
-            for file in files:
-                Path(folder, file).parent.mkdir(parents=True, exist_ok=True)
-                Path(folder, file).touch()
-            split = Path(folder, "trainlist01.txt") if "list" in name else None
-            if split:
-                split.write_text("Biking/v_1.avi 1\nDiving/v_3.avi 2\n")
-            with contextlib.redirect_stderr(io.StringIO()):
-                found = find_layout(folder, split=split)
-            print(f"{name:22} {len(files):5}   {len(found.clips)} clips of layout {found.name!r}, "
-                  f"labels {found.labels}, classes {' '.join(found.class_names) or 'none'}")
-    print("python -m data.layouts DATA [LIST, or a layout] says it of your own")
-
-
 def main() -> None:
     if len(sys.argv) not in (2, 3):
-        show_layouts()
+        print(f"python -m data.layouts DATA [LIST, or one of {' '.join(LAYOUTS)}]\nvideos "
+              f"{' '.join(sorted(VIDEO_SUFFIXES))}\npictures {' '.join(sorted(PICTURE_SUFFIXES))}")
         return
     root, more = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
     try:
@@ -293,11 +267,11 @@ def main() -> None:
                             None if more in LAYOUTS else more)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"layouts.py: {error}")
-    print(f"{root}: {found.name}, {len(found.clips):,} clips, {len(found.class_names)} classes")
+    print(f"{root}: {found.name}, {len(found.clips):,} clips, {len(found.class_names)} classes\n"
+          f"first {found.clips[0]}\nlast  {found.clips[-1]}")
     counts = collections.Counter(found.labels)
     for label, name in enumerate(found.class_names):
         print(f"{label:5} {name:50} {counts[label]:8,}")
-    print(f"first clip {found.clips[0]}\nlast clip  {found.clips[-1]}")
 
 
 if __name__ == "__main__":

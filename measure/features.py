@@ -6,7 +6,8 @@ Shapes  sample i -> its real clip -> generate -> video (B, 3, T, H, W) in [0, 1]
           -> measure_videos -> a row per video: 400 logits for FVD, 101 for IS, one PSNR, ...
           -> rows_on_disk -> RUN/features/<what>-<settings>/000012.npz, a file per batch
 
-Read    measure_videos; sample_videos (what sample i is); rows_on_disk (why a kill costs one batch at most).
+Read    measure_videos; sample_videos (what sample i is); rows_on_disk (why a kill costs one batch
+        at most).
 
 Sample i, its clip and its noise are functions of (seed, i), and sample i is always decoded in
 batch i // batch_size. So the rows do not depend on how many processes there are, nor on when
@@ -116,8 +117,8 @@ def open_real(name: str, data: DataConfig | ClipSource | None, run: Run) -> Clip
     if data is not None and not isinstance(data, DataConfig):
         return open_source(data, shape)
     if name == "toy" and run.data.dataset != "shapes":
-        raise ValueError(f"protocol toy is for runs on the drawn clips; {run.folder} was trained on "
-                         f"a {run.data.dataset}: take --protocol own")
+        raise ValueError(f"protocol toy is for runs on the drawn clips; {run.folder} was trained "
+                         f"on a {run.data.dataset}: take --protocol own")
     if name not in NO_BENCHMARK:
         raise ValueError(f"protocol {name} needs --data, the folder of its "
                          f"{PROTOCOLS[name].split} videos")
@@ -226,15 +227,12 @@ def checkpoint_stamps(run: Path) -> list:
 
 
 def main() -> None:
-    """What is stored below a run; without one, which sample is computed where."""
-    if len(sys.argv) != 2:
-        print("14 samples in batches of 4, shared by 3 processes; each file is whole or not there")
-        for rank in range(3):
-            files = [f"{first // 4:06}.npz (samples {first} to {min(first + 4, 14) - 1})"
-                     for first in range(0, 14, 4)[rank::3]]
-            print(f"  process {rank}: {', '.join(files)}")
-        return
-    for folder in sorted(Path(sys.argv[1], "features").glob("*/")):
+    """What is stored below a run; without one, which of 14 samples is computed where."""
+    for rank in range(3) if len(sys.argv) != 2 else ():
+        files = [f"{first // 4:06}.npz (samples {first} to {min(first + 4, 14) - 1})"
+                 for first in range(0, 14, 4)[rank::3]]
+        print(f"process {rank} of 3: {', '.join(files)}")
+    for folder in sorted(Path(*sys.argv[1:], "features").glob("*/")):
         files = sorted(folder.glob("*.npz"))
         print(f"{folder}: {sum(rows_in(path) for path in files):,} videos in {len(files)} files")
 

@@ -16,7 +16,7 @@ files are known by hash, nothing is downloaded, and a network's `.weights` names
 
 Not here: Frechet distance, Inception Score, PSNR, SSIM and the protocols (evaluate.py).
 
-Run:    python -m measure.pretrained [DIR]        which files are there, and the sizes of the networks
+Run:    python -m measure.pretrained [DIR]      which files are there, and the networks' sizes
 """
 from __future__ import annotations
 

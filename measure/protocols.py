@@ -12,7 +12,7 @@ An FVD is a number and a protocol. The same model is 62 or 31 on BAIR, by which 
 
 Not here: decoding, features and scores (evaluate.py), their mathematics (metrics.py).
 
-Run:    python -m measure.protocols      the table, and which windows of a video each rule takes
+Run:    python -m measure.protocols      the table
 """
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def deviations(name: str, task: str, config: TrainConfig, *, samples: int, video
         return reasons
     if samples != protocol.samples * protocol.folds:
         reasons.append(f"{samples:,} samples; wanted {protocol.samples:,} x {protocol.folds}")
-    if abs(videos - protocol.videos) > 0.05 * protocol.videos:      # the paper rounds, videos vanish
+    if abs(videos - protocol.videos) > 0.05 * protocol.videos:     # papers round, videos vanish
         reasons.append(f"{videos:,} {protocol.split} videos; wanted about {protocol.videos:,}")
     for field, wanted in (("resolution", protocol.resolution), ("frames", protocol.frames),
                           ("stride", 1)):
@@ -212,18 +212,13 @@ def decoding_in_words(decoding: dict) -> str:
 
 def main() -> None:
     print(f"{'protocol':14} {'samples':>10} {'pixels':>9}  {'task':8} {'decoding':36} real clips")
-    for name, row in PROTOCOLS.items():
-        pixels = (f"{row.resolution}" if row.measured_at == row.resolution
-                  else f"{row.resolution}>{row.measured_at}")
-        task = f"{row.tasks[0]}{f' +{len(row.tasks) - 1}' if len(row.tasks) > 1 else ''}"
-        print(f"{name:14} {row.samples:>6,} x {row.folds} {pixels:>8}  {task:8} "
-              f"{decoding_in_words(row.decoding):36} {row.rule}")
-    print("\nthe same video of 32 frames, and where each rule's windows of 16 start")
-    for name, row in PROTOCOLS.items():
-        if row.windows:
-            starts = {clip.start for clip in uniform_clips(0, 16, row.windows, row.crops)}
-            print(f"{name:14} {''.join('#' if i in starts else '.' for i in range(17))}"
-                  f"  {len(uniform_clips(0, 16, row.windows, row.crops)):3} clips")
+    for name, protocol in PROTOCOLS.items():
+        pixels = (f"{protocol.resolution}" if protocol.measured_at == protocol.resolution
+                  else f"{protocol.resolution}>{protocol.measured_at}")
+        more = f" +{len(protocol.tasks) - 1}" if len(protocol.tasks) > 1 else ""
+        print(f"{name:14} {protocol.samples:>6,} x {protocol.folds} {pixels:>8}  "
+              f"{protocol.tasks[0] + more:8} {decoding_in_words(protocol.decoding):36} "
+              f"{protocol.rule}")
 
 
 if __name__ == "__main__":

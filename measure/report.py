@@ -259,8 +259,8 @@ def print_report(metrics: dict) -> None:
           f"SSIM, {reconstruction['codes_used']} of {reconstruction['codes']} codes used "
           f"({reconstruction['clips']} clips)")
     if "reconstruction_not_averaged" in metrics:
-        print(f"  by the weights that were not averaged: "
-              f"{metrics['reconstruction_not_averaged']['psnr']:.2f} dB (a short run: look at both)")
+        raw = metrics["reconstruction_not_averaged"]["psnr"]
+        print(f"  by the weights that were not averaged: {raw:.2f} dB (a short run: see both)")
     print("task   PSNR inside the given region   outside (dB)")
     for task, row in metrics["tasks"].items():
         given, generated = (f"{value:.2f}" if value is not None else "-"

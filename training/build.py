@@ -51,8 +51,8 @@ def build_tokenizer(config, image: bool = False) -> nn.Module:
 def build_transformer(config: TransformerConfig) -> nn.Module:
     """The transformer of a configuration of a type in TRANSFORMER_TYPES."""
     if type(config) not in TRANSFORMER_TYPES:
-        raise ValueError(f"no transformer for a {type(config).__name__}; add the type and its class "
-                         "to TRANSFORMER_TYPES in training/build.py")
+        raise ValueError(f"no transformer for a {type(config).__name__}; add the type and its "
+                         "class to TRANSFORMER_TYPES in training/build.py")
     return TRANSFORMER_TYPES[type(config)](config)
 
 
@@ -132,8 +132,9 @@ def build_optimizers(networks: dict[str, nn.Module], config: TrainConfig
              dict(params=free, weight_decay=0.0)],
             lr=config.transformer_rate, fused=True,
             betas=(config.transformer_beta1, config.transformer_beta2)))
-    return {name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate, fused=True,
-                                   betas=(config.tokenizer_beta1, config.tokenizer_beta2))
+    return {name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate,
+                                   betas=(config.tokenizer_beta1, config.tokenizer_beta2),
+                                   fused=True)
             for name in ("tokenizer", "discriminator") if name in networks}
 
 

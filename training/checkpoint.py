@@ -197,13 +197,10 @@ def main() -> None:
         return
     for path in sorted(run.glob("*.pt")):
         state = load_checkpoint(path)
-        print(f"{path}: step {state['step']}{', finished' if state['finished'] else ''}, "
-              f"torch {state['versions']['torch']}")
-        for name, part in state.items():
-            if isinstance(part, dict) and name not in ("versions", "config", "origin"):
-                tensors = [value for value in part.values() if isinstance(value, torch.Tensor)]
-                size = f"{sum(tensor.numel() for tensor in tensors):,} numbers" if tensors else ""
-                print(f"  {name:24} {size}")
+        parts = [name for name in state if name not in ("format", "config", "versions")]
+        print(f"{path}: {', '.join(parts)}\n  step {state['step']}, "
+              f"{'finished' if state['finished'] else 'not finished'}; "
+              + "; ".join(f"{part}: {values['type']}" for part, values in state["config"].items()))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def start_stage(trainee: Trainee, stage: str, config: TrainConfig, source: ClipS
                 grid: tuple[int, int, int] | None = None) -> dict:
     """Change a stage's fresh weights to those that the configuration asks for.
 
-    grid: (t, h, w) of the tokens, for stage 2. Returns what a checkpoint should say of it: nothing, or the run
-    that the weights are from.
+    grid: (t, h, w) of the tokens, for stage 2. Returns what a checkpoint should say of it: nothing,
+    or the run that the weights are from.
     """
     if stage == "transformer":
         transformer = trainee.networks["transformer"]
