@@ -246,7 +246,7 @@ def main() -> None:
             optimizer.param_groups[0]["lr"] = 1e-3
 
     rows = [tokenizer_step(stage_1, video, config) for _ in range(11)]
-    print(f"{'stage 1':24}" + "".join(f" step {number:<4}" for number in (0, 5, 10)))
+    print("stage 1                   step 0    step 5   step 10")
     for term in (term for term, value in rows[0].items() if value.ndim == 0):
         print(f"  {term:22}" + "".join(f"{row[term].item():10.3g}" for row in rows[::5]))
 

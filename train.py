@@ -10,11 +10,11 @@ Shapes  a step of stage 1                                             a step of 
           tokenizer_step    new weights             steps.py            commit_loss, Eq. (3)
           fit               rate, log, checkpoint   training/loop.py    transformer_step, fit
 
-Read    train; then train_tokenizer and train_transformer, how each stage is set up; parse.
+Read    train; then train_tokenizer and train_transformer, how each stage is set up.
 
 Not here: what one step is (steps.py), the loop around it (training/loop.py), what can be set
-        (training/presets.py), where weights start (training/start.py), numbers at the end
-        (measure/report.py).
+        (training/presets.py, training/command.py), where weights start (training/start.py),
+        numbers at the end (measure/report.py).
 
 Run:    python train.py                                 the toy: both stages, pictures, numbers
         python train.py ucf101-B --data DIR             the paper's presets; --dry-run for the plan
@@ -22,8 +22,6 @@ Run:    python train.py                                 the toy: both stages, pi
 """
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import sys
 import time
 from dataclasses import replace
@@ -39,11 +37,12 @@ from data.source import ClipSource, load_batch
 from measure.pretrained import load_lpips
 from measure.report import report
 from steps import TokenBatch, tokenizer_step, transformer_step
-from training.build import build, build_tokenizer, transformer_config, without_weights
+from training.build import build, refuse_impossible
 from training.checkpoint import load_checkpoint, load_network
+from training.command import parse
 from training.loop import Processes, Stage, TokenizerWatch, fit, start_processes
 from training.plan import doubts, plan
-from training.presets import DRAWN, PRESETS, TrainConfig, add_flags, chosen_settings
+from training.presets import TrainConfig
 from training.start import start_stage
 from training.tokens import TokenSource
 
@@ -77,7 +76,7 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
                          f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
                          "--resolution, or the data")
     stages = ["tokenizer", "transformer"] if stage == "all" else [stage]
-    refuse_impossible(config, stages, len(source.class_names), processes)
+    refuse_impossible(config, stages, len(source.class_names), processes.world)
     for name in stages:
         begin = time.time()
         for words in doubts(config, name, len(source)) if processes.rank == 0 else []:
@@ -153,68 +152,6 @@ def perceptual_loss(config: TrainConfig, processes: Processes) -> nn.Module | No
                   "python -m measure.pretrained tells where the weights are from", file=sys.stderr)
         return None
     return load_lpips(config.lpips_weights).to(processes.device)
-
-
-def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int,
-                      processes: Processes) -> None:
-    """ValueError, before anything is trained, where some stage could not begin or end."""
-    config.check()
-    for stage in stages:
-        batch = f"{'transformer' if stage == 'transformer' else 'tokenizer'}_batch"
-        if getattr(config, batch) % processes.world:
-            raise ValueError(f"{batch} is {getattr(config, batch)}; wanted a multiple of the "
-                             f"{processes.world} processes")
-    if config.adversarial_weight and stages != ["transformer"]:
-        config.discriminator_config()
-    tokenizer = without_weights(lambda: build_tokenizer(config.tokenizer_config()))
-    size = transformer_config(config, num_classes, tokenizer)
-    if "transformer" in stages and config.start_local and size.hidden_size % 8:
-        raise ValueError(f"start_local needs a hidden size that 8 divides, got {size.hidden_size}")
-    if config.codebook_from_data and not hasattr(tokenizer, "quantizer"):
-        raise ValueError(f"a {type(tokenizer).__name__} has no codebook to start; give "
-                         "--no-codebook-from-data")
-
-
-def parse(arguments: list[str] | None = None
-          ) -> tuple[TrainConfig, DataConfig, argparse.Namespace]:
-    """Command line -> configurations and the other options. Exits with usage on a bad flag."""
-    parser = argparse.ArgumentParser(
-        prog="train.py", allow_abbrev=False,
-        description="Train MAGVIT: the tokenizer, then the transformer, then draw and measure.")
-    parser.add_argument("preset", nargs="?", default="toy", metavar="PRESET", choices=PRESETS,
-                        help="one of: " + " ".join(PRESETS))
-    parser.add_argument("--out", help="run folder (default runs/PRESET); an old one goes on")
-    parser.add_argument("--stage", default="all",
-                        choices=["all", "image", "tokenizer", "transformer"], help="(default all)")
-    parser.add_argument("--no-report", dest="draw", action="store_false",
-                        help="stop after training, without pictures and numbers")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    files = parser.add_argument_group("videos")
-    paths = [field for field in dataclasses.fields(DataConfig) if field.metadata]
-    for field in paths:
-        choices = field.metadata["choices"]
-        kind = (dict(action="store_true") if field.default is False else
-                dict(choices=choices, default=field.default) if choices else dict(metavar="PATH"))
-        files.add_argument(field.metadata["flag"], dest=field.name, help=field.metadata["help"],
-                           **kind)
-    add_flags(parser)
-    options = parser.parse_args(arguments)
-    config, given = PRESETS[options.preset], chosen_settings(options)
-    drawn = options.preset in DRAWN and not options.root
-    if options.preset in DRAWN and not drawn:
-        given.setdefault("num_classes", 0)
-    try:
-        config = replace(config, **given)
-        refuse_impossible(config, ["tokenizer", "transformer"], config.num_classes, Processes())
-        data = DataConfig(dataset="shapes" if drawn else "folder",
-                          **{field.name: getattr(options, field.name) for field in paths})
-        if not drawn and not options.root and not options.dry_run:
-            raise ValueError(f"{options.preset} needs --data, a folder of videos")
-        if options.layout == "images" and options.stage != "image":
-            raise ValueError("--layout images has clips of one frame; it is for --stage image")
-    except ValueError as error:
-        parser.error(str(error))
-    return config, data.resolved(), options
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ Run:    python transformer.py      the sizes beside Table 1 of the appendix
 """
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch

@@ -31,7 +31,7 @@ from torch import Tensor
 from data.layouts import (LAYOUTS, Layout, find_layout, holds_pictures, inspect_pictures,
                           read_pictures, with_classes)
 from data.moving_shapes import MovingShapes
-from data.source import NO_LABEL, ClipSource, ThreeMethods, digest, load_batch, to_float
+from data.source import ClipSource, ThreeMethods, digest, load_batch, to_float
 
 
 def flag(name: str, default: str | bool | None, help: str, may_change: bool = False,

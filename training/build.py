@@ -145,6 +145,26 @@ def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
     return matrices, [p for p in model.parameters() if id(p) not in chosen]
 
 
+def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int,
+                      world: int = 1) -> None:
+    """ValueError, before anything is trained, where some stage could not begin or end."""
+    config.check()
+    for stage in stages:
+        batch = f"{'transformer' if stage == 'transformer' else 'tokenizer'}_batch"
+        if getattr(config, batch) % world:
+            raise ValueError(f"{batch} is {getattr(config, batch)}; wanted a multiple of the "
+                             f"{world} processes")
+    if config.adversarial_weight and stages != ["transformer"]:
+        config.discriminator_config()
+    tokenizer = without_weights(lambda: build_tokenizer(config.tokenizer_config()))
+    size = transformer_config(config, num_classes, tokenizer)
+    if "transformer" in stages and config.start_local and size.hidden_size % 8:
+        raise ValueError(f"start_local needs a hidden size that 8 divides, got {size.hidden_size}")
+    if config.codebook_from_data and not hasattr(tokenizer, "quantizer"):
+        raise ValueError(f"a {type(tokenizer).__name__} has no codebook to start; give "
+                         "--no-codebook-from-data")
+
+
 # ---------------------------------------------------------------------------------------------
 # Configurations as plain data, for checkpoints
 

@@ -278,12 +278,12 @@ def refuse_other_configuration(path: Path, plain: dict[str, dict], configs: dict
     stage_2 = isinstance(configs["network"], TransformerConfig)
     for part, new in configs.items():
         old = from_plain(plain[part], type(new))
-        for field in dataclasses.fields(new):
-            free = field.metadata.get("may_change") or (
-                not stage_2 and field.metadata.get("group") == STAGE_2.args[0])
-            there, here = getattr(old, field.name, None), getattr(new, field.name)
+        for each in dataclasses.fields(new):
+            free = each.metadata.get("may_change") or (
+                not stage_2 and each.metadata.get("group") == STAGE_2.args[0])
+            there, here = getattr(old, each.name, None), getattr(new, each.name)
             if not free and there != here:
-                different.append(f"{part}.{field.name} {there!r} there, {here!r} here")
+                different.append(f"{part}.{each.name} {there!r} there, {here!r} here")
     if different:
         raise ValueError(f"{path} was trained with another configuration: {'; '.join(different)}. "
                          "Give --out another folder, or the old settings")

@@ -4,17 +4,16 @@ Paper   App. B.2 (recipe), Table 2 of the appendix (epochs), Sec. 4.1 and App. B
         decoding); official configurations where those are silent
 
 Read    TrainConfig (what can be set, and where each default is from; the losses' weights are in
-        steps.Recipe), DATASETS and EPOCHS (the rows), PRESETS, add_flags and chosen_settings.
+        steps.Recipe), DATASETS and EPOCHS (the rows), PRESETS.
 
-Not here: networks and optimizers of a configuration (build.py); what it costs (plan.py).
+Not here: the flags of its fields (command.py), networks and optimizers of a configuration
+        (build.py), what it costs (plan.py).
 
 Run:    python -m training.presets        each preset in a line: sizes, tasks, epochs, decoding
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import typing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -193,44 +192,6 @@ PRESETS = {
        for dataset in DATASETS for size in "BL"},
     "web-H": _paper_preset("web", "H"),                      # App. A.2: H for web videos only
 }
-
-
-# ---------------------------------------------------------------------------------------------
-# Fields as flags
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every field of TrainConfig, under its group's heading, with its help."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    hints = typing.get_type_hints(TrainConfig)
-    for field in sorted(dataclasses.fields(TrainConfig), key=lambda f: _ORDER.index(_group(f))):
-        name, kind = _group(field), hints[field.name]
-        group = groups.setdefault(name, parser.add_argument_group(name))
-        flag, help = "--" + field.name.replace("_", "-"), field.metadata["help"]
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help)
-        elif field.name == "tasks":
-            group.add_argument(flag, nargs="+", choices=[*TASK_SETS, *TASKS], metavar="TASK",
-                               help=help)
-        else:
-            kind = kind if isinstance(kind, type) else str
-            group.add_argument(flag, type=kind, metavar=kind.__name__, help=help)
-
-
-_ORDER = ["clips", "networks", "stage 1, tokenizer", "stage 2, transformer", "decoding", "machine"]
-
-
-def _group(field: dataclasses.Field) -> str:
-    return field.metadata["group"]
-
-
-def chosen_settings(options: argparse.Namespace) -> dict:
-    """The fields that the command line has set, with task sets spelled out."""
-    given = {field.name: value for field in dataclasses.fields(TrainConfig)
-             if (value := getattr(options, field.name)) is not None}
-    if "tasks" in given:
-        given["tasks"] = tuple(task for name in given["tasks"]
-                               for task in TASK_SETS.get(name, (name,)))
-    return given
 
 
 def main() -> None:
