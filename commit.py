@@ -249,6 +249,8 @@ def task_index(task: str, prompts: tuple[str, ...] = MT10) -> int:
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; choose from {' '.join(TASKS)}")
+    if not prompts:                          # such a model has no prompt, and is not asked for any
+        return 0
     if task not in prompts:
         raise ValueError(f"this model has no prompt for {task}; it was trained with prompts for "
                          f"{' '.join(prompts)}")
@@ -265,12 +267,12 @@ def make_condition(video: Tensor, task: str, condition_frames: int = 1) -> tuple
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; choose from {' '.join(TASKS)}")
     T, H, W = video.shape[2:]
-    most = (T - 1) // 2 if task == "FI" else T - 1
     counted = (condition_frames,) if TASKS[task].counts_frames else ()
-    if counted and not 1 <= condition_frames <= most:
+    valid = TASKS[task].region(T, H, W, *counted).to(video.device)
+    if counted and (condition_frames < 1 or valid.all()):
+        most = (T - 1) // (2 if task == "FI" else 1)
         raise ValueError(f"{condition_frames} condition frames for {task} of a video of {T} "
                          f"frames; give 1 to {most}")
-    valid = TASKS[task].region(T, H, W, *counted).to(video.device)
     return TASKS[task].padding(video, valid), valid
 
 
@@ -281,7 +283,11 @@ def refuse_leak(task: str, shape: tuple[int, int, int], condition_frames: int = 
     """
     generator = torch.Generator().manual_seed(0)
     one, other = torch.rand(2, 1, 3, *shape, generator=generator)
-    condition, valid = make_condition(one, task, condition_frames)
+    try:
+        condition, valid = make_condition(one, task, condition_frames)
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"the padding of {task} ({TASKS[task].padding.__name__}) does not go with "
+                         f"its region: {error}") from None
     changed = make_condition(torch.where(valid, one, other), task, condition_frames)[0]
     if not torch.equal(condition, changed):
         raise ValueError(f"the padding of {task} ({TASKS[task].padding.__name__}) depends on pixels"

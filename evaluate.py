@@ -46,7 +46,7 @@ from measure.features import (METRICS, Rows, checkpoint_stamps, load_clips, meas
 from measure.numbers import entry, print_numbers, print_tasks, score
 from measure.protocols import (PROTOCOLS, Clip, Protocol, decoding_in_words, deviations,
                                measured_size, real_clips, to_measure)
-from measure.report import report
+from measure.report import measurable_tasks, report
 from measure.sets import compare
 from measure.speed import measure_speed, print_speed
 from training.checkpoint import Run, load_run
@@ -127,7 +127,7 @@ def open_job(folder: Path, name: str, data: DataConfig | ClipSource | None, requ
                          f"of {protocol.folds}, at least {least}")
     judges = open_judges(metrics, weights, processes.device)
     run = load_run(folder, processes.device)
-    tasks = request.tasks or [protocol.tasks[0] if name != "own" else run.config.tasks[0]]
+    tasks = request.tasks or [protocol.tasks[0] if name != "own" else measurable_tasks(run)[0]]
     source = open_real(name, data, run)
     usual = run.config.decoding if name == "own" else protocol.decoding
     request = Request(tasks, metrics, count, usual | request.decoding, request.batch, request.seed,

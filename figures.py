@@ -105,8 +105,8 @@ def tokens(run: Path = TOY, out: Path = ASSETS) -> None:
             axes[0, column].set_title(f"frames {4 * column} to {4 * column + 3}", fontsize=11)
             draw_ids(axes[1, column], ids[column], torch.full((h, w), DECIDED), size=9)
             for axis in axes[:, column]:
-                axis.hlines(torch.arange(h - 1) + 0.5, -0.5, w - 0.5, colors="white", lw=1)
-                axis.vlines(torch.arange(w - 1) + 0.5, -0.5, h - 0.5, colors="white", lw=1)
+                axis.hlines([y + 0.5 for y in range(h - 1)], -0.5, w - 0.5, colors="white", lw=1)
+                axis.vlines([x + 0.5 for x in range(w - 1)], -0.5, h - 0.5, colors="white", lw=1)
         axes[0, 0].set_ylabel("first of the\nfour frames", fontsize=11)
         axes[1, 0].set_ylabel("token id, of 128", fontsize=11)
     print(f"  {trained.class_names[label]}: 16x32x32 pixels, {t}x{h}x{w} tokens, "

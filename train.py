@@ -66,7 +66,7 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
     source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
                          index=run / "videos.json")
     if isinstance(data, DataConfig):
-        data = replace(data, class_names=tuple(source.class_names))
+        data = replace(data.resolved(), class_names=tuple(source.class_names))
     else:
         data = DataConfig(dataset=f"object {type(data).__name__}",
                           class_names=tuple(source.class_names))

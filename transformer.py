@@ -48,6 +48,11 @@ class TransformerConfig:
     task_names: tuple[str, ...] = ()     # of the prompts, in order; (): the paper's ten, MT10
     initial_deviation: float = 0.02      # of matrices and embeddings; official
 
+    def __post_init__(self):
+        if self.task_names and len(self.task_names) != self.num_tasks:
+            raise ValueError(f"{len(self.task_names)} task_names for {self.num_tasks} prompts; "
+                             "give one a prompt, or none")
+
     @property
     def vocabulary_size(self) -> int:
         """K codes + C classes + "no class" + prompts + [MASK]."""

@@ -75,10 +75,13 @@ def read_record(record: Path) -> dict[str, memoryview]:
     if len(data) < length:
         raise ValueError(f"{record} ends after {len(data)} of {length} bytes")
     features: dict[str, memoryview] = {}
-    for _, message in fields(memoryview(data), 1):
-        for _, entry in fields(message, 1):
-            parts = dict(fields(entry))
-            features[bytes(parts[1]).decode()] = parts[2]
+    try:
+        for _, message in fields(memoryview(data), 1):
+            for _, entry in fields(message, 1):
+                parts = dict(fields(entry))
+                features[bytes(parts[1]).decode()] = parts[2]
+    except (ValueError, KeyError) as error:            # bytes that are not text, too
+        raise ValueError(f"{record} is damaged or no tf.train.Example: {error}") from None
     return features
 
 
@@ -92,7 +95,11 @@ def record_frames(record: Path, features: dict[str, memoryview], start: int = 0,
                          f"{' '.join(sorted(features)[:4]) or 'none'}")
     frames = []
     for key in keys[start:stop:stride]:
-        values = [value for _, items in fields(features[key], 1) for _, value in fields(items, 1)]
+        try:
+            values = [value for _, items in fields(features[key], 1)
+                      for _, value in fields(items, 1)]
+        except ValueError as error:
+            raise ValueError(f"{record}: {key} is damaged: {error}") from None
         if len(values) != 1 or len(values[0]) != SIDE * SIDE * 3:
             raise ValueError(f"{record}: {key} has {[len(value) for value in values]} bytes; "
                              f"wanted {SIDE * SIDE * 3}, raw RGB of {SIDE}x{SIDE}")
@@ -154,7 +161,10 @@ def main() -> None:
         print(f"masked CRC-32C of 123456789: {masked_crc32c(b'123456789'):#x}, should be 0xc78ab0e5"
               "\npython -m data.bair FILE.tfrecords reads a file")
         return
-    records = find_records([Path(sys.argv[1])])
+    try:
+        records = find_records([Path(sys.argv[1])])
+    except (ValueError, OSError) as error:
+        sys.exit(f"bair.py: {error}")
     frames = record_frames(records[0], features := read_record(records[0]))
     print(f"{len(records)} records; the first has {len(frames)} frames, and "
           f"{len(features)} features, of which {', '.join(sorted(features)[:4])}")

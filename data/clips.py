@@ -57,6 +57,11 @@ class DataConfig:
     dataset: str = "folder"                 # "shapes": drawn; "object Name": given from Python
     class_names: tuple[str, ...] = ()       # found in the data; a checkpoint records them
 
+    def __post_init__(self):
+        for name in ("root", "test_root", "split", "test_split"):     # a Path is no plain data
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(getattr(self, name)))
+
     def resolved(self) -> DataConfig:
         """The same with absolute paths, which hold wherever the run is used from."""
         paths = {name: str(Path(value).resolve()) for name in

@@ -35,7 +35,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from commit import TASKS
+from commit import MT10, TASKS
 from data.clips import DataConfig, open_source
 from data.source import NO_LABEL, ClipSource, digest, to_float
 from decode import generate, gumbel_noise
@@ -111,14 +111,14 @@ def open_real(name: str, data: DataConfig | ClipSource | None, run: Run) -> Clip
     ValueError where the protocol is of a data set that has to be given.
     """
     shape, stride = run.config.clip_shape, run.config.stride
-    if isinstance(data, DataConfig) and data.root:
+    if isinstance(data, DataConfig):
         index = run.folder / "features" / f"videos-{digest(as_plain(data))}.json"
         return open_source(data, shape, stride=stride, index=index)
     if data is not None and not isinstance(data, DataConfig):
         return open_source(data, shape)
     if name == "toy" and run.data.dataset != "shapes":
         raise ValueError(f"protocol toy is for runs on the drawn clips; {run.folder} was trained "
-                         f"on a {run.data.dataset}: take --protocol own")
+                         f"on {run.data.dataset!r}: take --protocol own")
     if name not in NO_BENCHMARK:
         raise ValueError(f"protocol {name} needs --data, the folder of its "
                          f"{PROTOCOLS[name].split} videos")
@@ -158,9 +158,10 @@ def sample_videos(run: Run, task: str, video: Tensor, label: Tensor, decoding: d
 def noise_of(seed: int, task: str, samples: range, device: torch.device
              ) -> Callable[[torch.Size], Tensor]:
     """commit_decode's `noise`: one stream of random numbers for each sample."""
+    number = MT10.index(task) if task in MT10 else int(digest(task), 16)      # not by its place
     generators = []
     for i in samples:
-        state = np.random.SeedSequence([seed, NOISE, list(TASKS).index(task), i]).generate_state(2)
+        state = np.random.SeedSequence([seed, NOISE, number, i]).generate_state(2)
         generators.append(torch.Generator(device).manual_seed(int(state[0]) << 31 | int(state[1])
                                                               >> 1))
     return lambda shape: torch.stack([gumbel_noise(shape[1:], generator, device)

@@ -19,42 +19,43 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
-import train  # noqa: E402
-from checkpoint import load_checkpoint, load_network, load_run  # noqa: E402
-from data import load_batch  # noqa: E402
-from metrics import psnr  # noqa: E402
-from report import decoding_of, evaluate_reconstruction, frames_of, measure_classes  # noqa: E402
-from shapes import MovingShapes  # noqa: E402
-from tokenizer import TOKENIZERS, VideoTokenizer  # noqa: E402
+from data.clips import DataConfig  # noqa: E402
+from data.moving_shapes import MovingShapes  # noqa: E402
+from data.source import load_batch  # noqa: E402
+from measure.metrics import frames_of, psnr  # noqa: E402
+from measure.report import evaluate_reconstruction, measure_classes  # noqa: E402
+from pictures import draw_curves  # noqa: E402
+from tokenizer import TOKENIZERS  # noqa: E402
+from train import train  # noqa: E402
+from training.checkpoint import load_checkpoint, load_network, load_run  # noqa: E402
+from training.loop import start_processes  # noqa: E402
+from training.presets import PRESETS  # noqa: E402
 
 TOY = ROOT / "assets/toy"
 
 
-def train_toy(run: Path, stage: str, steps: int, *flags: str) -> float:
-    """Train a stage of the toy in `run`; returns the seconds it took."""
+def train_toy(run: Path, stage: str, steps: int, **settings) -> float:
+    """Train a stage of the toy in `run`, with settings changed; returns the seconds it took."""
     name = "transformer" if stage == "transformer" else "tokenizer"
-    sys.argv = ["train.py", "toy", "--out", str(run), "--no-report", "--stage", stage,
-                f"--{name}-steps", str(steps), *flags]
+    config = replace(PRESETS["toy"], **{f"{name}_steps": steps}, **settings)
     begin = time.time()
-    train.main()
+    train(config, DataConfig(dataset="shapes"), run, stage=stage, processes=start_processes(),
+          draw=False)
     return time.time() - begin
 
 
-def tokenizer_of(run: Path) -> VideoTokenizer:
+def tokenizer_of(run: Path) -> nn.Module:
     return load_network(load_checkpoint(run / "tokenizer.pt"))
 
 
 def inflation(folder: Path, steps: int) -> None:
-    figure, axis = plt.subplots(figsize=(5, 3))
+    curves = {}
     train_toy(folder / "image", "image", steps)
     for mode in ("scratch", "average", "central"):
         run = folder / mode
@@ -62,15 +63,12 @@ def inflation(folder: Path, steps: int) -> None:
             train_toy(run, "tokenizer", steps)
         else:
             shutil.copytree(folder / "image", run)
-            train_toy(run, "tokenizer", steps, "--inflate", mode)
-        places, values = curve(run)
-        axis.plot(places, values, label=mode)
+            train_toy(run, "tokenizer", steps, inflate=mode)
+        curves[mode] = curve(run)
         print(f"{mode:8} PSNR at step", *(f"{place}: {value:.1f}" for place, value in
-                                          zip(places, values) if place % 50 == 0), flush=True)
-    axis.set(xlabel="step of the 3D-VQ", ylabel="PSNR [dB], training clips")
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(ROOT / "assets/inflation.png", dpi=90)
+                                          zip(*curves[mode]) if place % 50 == 0), flush=True)
+    draw_curves(ROOT / "assets/inflation.png", [
+        ("", "step of the 3D-VQ", "PSNR [dB], training clips", curves)], size=(5, 3))
 
 
 def curve(run: Path) -> tuple[list[int], list[float]]:
@@ -84,15 +82,16 @@ def curve(run: Path) -> tuple[list[int], list[float]]:
 
 def gan(folder: Path, steps: int) -> None:
     source = MovingShapes("test")
-    video, _, _ = load_batch(source, 0, len(source), seed=0, augment=False)
+    video, _ = load_batch(source, 0, len(source), seed=0, augment=False)
     print("adversarial weight   seconds   PSNR   edges left")
-    for weight in ("0", "0.1"):
-        seconds = train_toy(folder / weight, "tokenizer", steps, "--adversarial-weight", weight)
-        tokenizer = tokenizer_of(folder / weight)
+    for weight in (0.0, 0.1):
+        run = folder / f"{weight:g}"
+        seconds = train_toy(run, "tokenizer", steps, adversarial_weight=weight)
+        tokenizer = tokenizer_of(run)
         with torch.no_grad():
             decoded = tokenizer.decode(tokenizer.encode(video)).clamp(0, 1)
         quality = psnr(frames_of(decoded), frames_of(video)).mean()
-        print(f"{weight:>18} {seconds:9.0f} {quality:6.2f} {sharpness(decoded, video):12.0%}",
+        print(f"{weight:>18g} {seconds:9.0f} {quality:6.2f} {sharpness(decoded, video):12.0%}",
               flush=True)
 
 
@@ -106,39 +105,38 @@ def sharpness(decoded: Tensor, real: Tensor) -> float:
 def tokenizer(folder: Path, steps: int) -> None:
     toy = TOKENIZERS["toy"]
     print(f"{'stage 1 of the toy':38} PSNR   codes in use")
-    for name, gain, flags in (
-            ("as it is", 0.0, []),
-            ("residual branches not from zero", 1.0, []),
-            ("codes not from latents", 0.0, ["--no-codebook-from-data"]),
-            ("no momentum", 0.0, ["--tokenizer-beta1", "0"]),
-            ("entropy loss x 0.1 instead of 0.0003", 0.0, ["--entropy-weight", "0.1"])):
-        TOKENIZERS["toy"] = replace(toy, residual_gain=gain)
-        train_toy(folder / name, "tokenizer", steps, *flags)
+    for name, settings in (
+            ("as it is", {}),
+            ("residual branches not from zero", dict(tokenizer=replace(toy, residual_gain=1.0))),
+            ("codes not from latents", dict(tokenizer=replace(toy, latent_gain=1.0),
+                                            codebook_from_data=False)),
+            ("no momentum", dict(tokenizer_beta1=0.0)),
+            ("entropy loss x 0.1 instead of 0.0003", dict(entropy_weight=0.1))):
+        train_toy(folder / name, "tokenizer", steps, **settings)
         numbers = evaluate_reconstruction(tokenizer_of(folder / name), MovingShapes("test"), 64)
         print(f"{name:38} {numbers['psnr']:.1f}   {numbers['codes_used']}", flush=True)
-    TOKENIZERS["toy"] = toy
 
 
 def transformer(folder: Path, steps: int) -> None:
     print(f"{'stage 2 of the toy':38} right shape   right direction")
-    for name, flags in (("as it is", []),
-                        ("attention not from neighbours", ["--no-start-local"]),
-                        ("rate 1e-3 instead of 2e-3", ["--transformer-rate", "1e-3"])):
-        run = folder / name
-        run.mkdir()
-        shutil.copy(TOY / "tokenizer.pt", run)
-        train_toy(run, "transformer", steps, *flags)
-        *networks, config = load_run(run)
-        numbers = measure_classes(*networks, 256, decoding_of(config))
+    for name, settings in (("as it is", {}),
+                           ("attention not from neighbours", dict(start_local=False)),
+                           ("rate 1e-3 instead of 2e-3", dict(transformer_rate=1e-3))):
+        (folder / name).mkdir()
+        shutil.copy(TOY / "tokenizer.pt", folder / name)
+        train_toy(folder / name, "transformer", steps, **settings)
+        run = load_run(folder / name)
+        numbers = measure_classes(run.tokenizer, run.transformer, 256, run.config.decoding)
         print(f"{name:38} {numbers['right_shape']:11.1%} {numbers['right_direction']:17.1%}",
               flush=True)
 
 
 def decoding(folder: Path, steps: int) -> None:
-    networks = load_run(TOY)[:2]
+    run = load_run(TOY)
     print("decoding steps   temperature   right shape   right direction, of 1,024")
     for count, temperature in ((12, 4.5), (12, 1.5), (16, 1.5), (24, 1.5)):
-        numbers = measure_classes(*networks, 1024, dict(steps=count, temperature=temperature))
+        numbers = measure_classes(run.tokenizer, run.transformer, 1024,
+                                  dict(steps=count, temperature=temperature))
         print(f"{count:14} {temperature:13} {numbers['right_shape']:13.1%} "
               f"{numbers['right_direction']:17.1%}", flush=True)
 

@@ -4,8 +4,8 @@
 
 Each row runs in a process of its own, so that peak memory is its own. Made-up clips; the time is
 the median of the steps after the first (one, where there are two). Beside the memory that the
-process took stands what plan.py counts for its tensors, as on a CPU: the one is measured, the other
-predicts what larger batches need.
+process took stands what training/plan.py counts for its tensors, as on a CPU: the one is measured,
+the other predicts what larger batches need.
 """
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from plan import amount, count_step, networks_of, step_on  # noqa: E402
-from presets import PRESETS  # noqa: E402
+from training.build import build  # noqa: E402
+from training.plan import amount, count_step, step_on  # noqa: E402
+from training.presets import PRESETS  # noqa: E402
 
 ROWS = [("toy", "tokenizer", 4, 12), ("toy", "transformer", 16, 12),
         ("ucf101-B", "tokenizer", 1, 3), ("ucf101-B", "transformer", 1, 4),
@@ -32,10 +33,11 @@ ROWS = [("toy", "tokenizer", 4, 12), ("toy", "transformer", 16, 12),
 
 def measure(preset: str, stage: str, batch: int, steps: int) -> str:
     """One row: seconds a step, and peak memory as measured and as counted."""
-    config = replace(PRESETS[preset], checkpointing=preset.endswith(("L", "H")))
+    config = replace(PRESETS[preset], recompute=preset.endswith(("L", "H")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    step = step_on(networks_of(config, stage, device), config, stage, batch)
+    trainee = build(config, stage, num_classes=config.num_classes, device=device)
+    step = step_on(trainee, config, stage, batch)
     seconds = []
     for _ in range(steps):
         begin = time.perf_counter()
@@ -47,7 +49,7 @@ def measure(preset: str, stage: str, batch: int, steps: int) -> str:
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     how = ", ".join(filter(None, [
         stage, "GAN" if stage == "tokenizer" and config.adversarial_weight else "",
-        "checkpointing" if config.checkpointing else ""]))
+        "recompute" if config.recompute else ""]))
     return (f"| {preset} | {how} | {batch} | {statistics.median(seconds[1:]):.2f} s | "
             f"{amount(peak)} | {amount(count_step(config, stage, batch)[1])} |")
 

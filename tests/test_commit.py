@@ -1,5 +1,6 @@
 """commit.py: Sec. 2 and 3.2, Eq. (2)-(4), App. B.1."""
 import dataclasses
+import inspect
 import math
 
 import numpy as np
@@ -8,11 +9,17 @@ import pytest
 import torch
 from einops import rearrange
 
-from commit import (TASKS, commit_loss, commit_mask, cutoff_score, is_padding, make_condition,
-                    mask_ratio, num_masked, task_index, token_cross_entropy, tokenize_condition)
+from commit import (MT8, MT10, TASKS, Task, commit_loss, commit_mask, cutoff_score, edge_padding,
+                    interpolation, is_padding, make_condition, mask_ratio, moving_strip, nothing,
+                    num_masked, refuse_leak,
+                    task_index, token_cross_entropy, tokenize_condition, vertical_strip)
 from tokenizer import TOKENIZERS, VideoTokenizer
+from training.build import transformer_config
+from training.presets import TrainConfig
+from transformer import MaskedTransformer
 
 N, K, MASK = 24, 10, 99
+SMALL = dict(num_layers=1, hidden_size=8, num_heads=1, mlp_size=8)
 INTERIOR = [name for name in TASKS if name != "CG"]
 
 
@@ -156,6 +163,17 @@ def test_each_region_is_that_of_app_b1(task, shape):
     assert np.array_equal(valid.numpy(), region(task, *shape))
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_region_takes_the_given_frames_where_its_task_counts_them_and_only_there(task):
+    row = TASKS[task]
+    counted = ["condition_frames"] if row.counts_frames else []
+    assert [*inspect.signature(row.region).parameters] == ["T", "H", "W", *counted]
+    valid = row.region(16, 8, 12, *(2 for _ in counted))
+    assert valid.shape == (16, 8, 12) and valid.dtype == torch.bool
+    one, two = (make_condition(torch.zeros(1, 3, 16, 8, 12), task, n)[1] for n in (1, 2))
+    assert torch.equal(two, valid) and torch.equal(one, two) != row.counts_frames
+
+
 @pytest.mark.parametrize("task", INTERIOR)
 def test_the_given_pixels_are_kept_as_they_are(task, generator):
     video = torch.rand(2, 3, 16, 32, 32, generator=generator)
@@ -255,12 +273,78 @@ def test_a_condition_that_gives_nothing_or_all_is_refused(frames, task):
         make_condition(torch.zeros(1, 3, 16, 8, 8), task, frames)
 
 
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("condition_frames", [1, 2, 5, 7])
+def test_no_padding_of_the_ten_tasks_leaks(task, condition_frames):
+    refuse_leak(task, (16, 16, 16), condition_frames)
+
+
+@pytest.mark.parametrize("task", ["OPD", "IPC", "IPD"])
+def test_edges_repeated_around_a_region_with_holes_are_refused_as_a_leak(task, monkeypatch):
+    monkeypatch.setitem(TASKS, task, dataclasses.replace(TASKS[task], padding=edge_padding))
+    with pytest.raises(ValueError, match=rf"the padding of {task} \(edge_padding\) depends on"):
+        refuse_leak(task, (16, 16, 16))
+
+
+def test_the_leak_of_pixels_that_are_given_later_is_found_too(monkeypatch):
+    """Within the box around a strip that moves, every pixel is given in some frame."""
+    def left_in_the_end(T, H, W):
+        return moving_strip(T, H, W).flip(0) & vertical_strip(T, H, W)
+
+    monkeypatch.setitem(TASKS, "NEW", Task("of one's own", left_in_the_end, edge_padding))
+    with pytest.raises(ValueError, match="the model would be shown the answer"):
+        refuse_leak("NEW", (16, 16, 16))
+
+
 def test_an_unknown_task_is_refused_with_the_list():
     with pytest.raises(ValueError, match="'XY' is unknown; choose from FP FI OPC"):
         task_index("XY")
+
+
+@pytest.fixture
+def new_task():
+    """A task of one's own, written in the middle of TASKS."""
+    before = dict(TASKS)
+    rows = [*before.items()]
+    rows[3:3] = [("NEW", Task("a strip in time", vertical_strip, edge_padding))]
+    TASKS.clear()
+    TASKS.update(rows)
+    yield "NEW"
+    TASKS.clear()
+    TASKS.update(before)
+
+
+def test_a_new_task_moves_no_prompt_and_joins_none_of_the_papers_sets(new_task):
+    assert [*TASKS].index(new_task) == 3
+    assert MT8 == ("FP", "FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD")
+    assert MT10 == (*MT8, "CG", "CFP")
+    assert [task_index(task) for task in MT10] == list(range(10))
+    assert [task_index(task, (*MT10, new_task)) for task in (*MT10, new_task)] == list(range(11))
+    refuse_leak(new_task, (16, 16, 16))
+
+
+def test_a_model_has_ten_prompts_and_more_only_for_tasks_it_was_trained_on(new_task):
+    for tasks, prompts in ((("FP",), MT10), (("FP", new_task), (*MT10, new_task))):
+        config = transformer_config(TrainConfig(tasks=tasks), num_classes=0)
+        assert MaskedTransformer(dataclasses.replace(config, **SMALL)).prompts == prompts
+        assert config.num_tasks == len(prompts)
+
+
+def test_a_task_without_a_prompt_is_refused(new_task):
+    with pytest.raises(ValueError, match="no prompt for NEW; it was trained with prompts for FP"):
+        task_index(new_task)
+    with pytest.raises(ValueError, match="no prompt for CG; it was trained with prompts for FP FI"):
+        task_index("CG", ("FP", "FI"))
 
 
 def test_there_are_ten_tasks_and_two_use_the_class():
     assert len(TASKS) == 10
     assert [name for name, task in TASKS.items() if task.class_conditional] == ["CG", "CFP"]
     assert math.isclose(mask_ratio(torch.tensor([0.5])).item(), math.cos(math.pi / 4), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("padding", [interpolation, edge_padding])
+def test_a_padding_that_does_not_go_with_its_region_is_refused_in_one_line(padding, monkeypatch):
+    monkeypatch.setitem(TASKS, "NEW", Task("of one's own", nothing, padding))
+    with pytest.raises(ValueError, match="the padding of NEW"):
+        refuse_leak("NEW", (16, 16, 16))

@@ -1,4 +1,4 @@
-"""data.py and shapes.py: clips in, pictures out."""
+"""data/clips.py, data/source.py, data/moving_shapes.py and pictures.py: clips in, pictures out."""
 import json
 
 import imageio.v3 as imageio
@@ -7,8 +7,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from data import (NO_LABEL, MovingShapes, VideoFolder, load_batch, load_clip, open_source,
-                  read_video, resize_short_side, to_float, to_frames, write_grid, write_video)
+import data.clips
+from data.clips import (DataConfig, VideoFolder, load_clip, open_source, read_video,
+                        resize_short_side, write_video)
+from data.moving_shapes import MovingShapes
+from data.source import NO_LABEL, ClipSource, load_batch, to_float
+from pictures import to_frames, write_grid
 
 ODD = ROOT.parent / "shared" / "odd_videos"
 
@@ -39,13 +43,13 @@ def folder(tmp_path_factory):
 # The toy
 
 def test_the_plain_rule_reads_every_real_clip_right():
-    video, label, _ = load_batch(MovingShapes("test"), 0, 64, seed=0)
+    video, label = load_batch(MovingShapes("test"), 0, 64, seed=0)
     shape, direction = MovingShapes.recognize(video)
     assert torch.equal(shape, label // 4) and torch.equal(direction, label % 4)
 
 
 def test_the_plain_rule_calls_noise_blobs_and_stills_none(generator):
-    video, label, _ = load_batch(MovingShapes("test"), 0, 8, seed=0)
+    video, label = load_batch(MovingShapes("test"), 0, 8, seed=0)
     noise = torch.rand(8, 3, 16, 32, 32, generator=generator)
     still = video[:, :, :1].expand(-1, -1, 16, -1, -1)
     assert (MovingShapes.recognize(noise)[0] == -1).all()
@@ -160,10 +164,10 @@ def test_short_videos_are_skipped_or_padded_and_that_is_said(tmp_path, capsys):
 
 
 def test_the_index_saves_the_second_count_and_notices_a_changed_file(tmp_path, monkeypatch):
-    import data
     counted = []
-    inspect = data._inspect
-    monkeypatch.setattr(data, "_inspect", lambda path: counted.append(path.name) or inspect(path))
+    inspect = data.clips._inspect
+    monkeypatch.setattr(data.clips, "_inspect",
+                        lambda path: counted.append(path.name) or inspect(path))
     for name in ("a.npy", "b.npy"):
         write_video(tmp_path / "videos" / name, moving_box())
     for _ in range(2):
@@ -204,23 +208,106 @@ def test_a_folder_that_is_missing_or_holds_no_video_is_refused(tmp_path):
     write_video(tmp_path / "a.npy", moving_box(3))
     with pytest.raises(ValueError, match="none of the 1 videos"):
         VideoFolder(tmp_path, (16, 16, 16))
-    with pytest.raises(ValueError, match="choose 'folder' or 'shapes'"):
-        open_source(dict(dataset="imagenet"), {})
+    with pytest.raises(ValueError, match="trained on 'imagenet', which is not on disk; give that"):
+        open_source(DataConfig(dataset="imagenet"), (16, 16, 16))
+
+
+# ---------------------------------------------------------------------------------------------
+# Data sets of one's own
+
+class Greys(ClipSource):
+    """The least that a data set is: a clip of one grey for each level."""
+
+    def __init__(self, *levels):
+        self.levels = levels
+
+    def __len__(self):
+        return len(self.levels)
+
+    def clip(self, index, random=None):
+        return np.full((4, 8, 8, 3), self.levels[index], np.uint8), NO_LABEL
+
+
+def test_three_methods_make_a_data_set_and_the_others_have_defaults():
+    source = Greys(0, 50, 100)
+    assert source.class_names == [] and source.held_out is None
+    assert [source.spare_frames(i) for i in range(3)] == [0, 0, 0]
+    frames, label = source.clip_at(1, 0, 0.5, 0.5)
+    assert label == NO_LABEL and np.array_equal(frames, source.clip(1, None)[0])
+    video, label = load_batch(source, 0, 3, seed=0)
+    assert video.shape == (3, 3, 4, 8, 8) and label.tolist() == [NO_LABEL] * 3
+    assert (video.amax((1, 2, 3, 4)).sort().values * 255).round().tolist() == [0, 50, 100]
+
+
+def test_a_fingerprint_changes_when_the_clips_do(folder, tmp_path):
+    levels = (0, 50, 100)
+    assert Greys(*levels).fingerprint() == Greys(*levels).fingerprint()
+    others = [Greys(0, 50, 101), Greys(50, 0, 100), Greys(0, 50), Greys(0, 50, 100, 100),
+              MovingShapes("train"), MovingShapes("test"), VideoFolder(folder, (4, 8, 8))]
+    assert len({source.fingerprint() for source in (Greys(*levels), *others)}) == 8
+    prints = set()
+    for frames in (20, 30, 30):
+        write_video(tmp_path / "a.npy", moving_box(frames))
+        prints.add(VideoFolder(tmp_path, (4, 8, 8)).fingerprint())
+    assert len(prints) == 2
+
+
+def test_an_object_is_opened_as_it_is_and_so_are_its_held_out_clips():
+    source = Greys(0, 50)
+    assert open_source(source, (16, 32, 32)) is source
+    assert open_source(source, (16, 32, 32), held_out=True) is source        # there are no others
+    source.held_out = Greys(7)
+    assert open_source(source, (16, 32, 32)) is source
+    assert open_source(source, (16, 32, 32), held_out=True) is source.held_out
+
+
+def test_an_object_with_no_more_than_three_things_is_given_the_others():
+    class Three:
+        class_names = ["grey"]
+        clip = Greys.clip
+        levels = (0, 50)
+
+        def __len__(self):
+            return 2
+
+    source = open_source(Three(), (16, 32, 32))
+    assert isinstance(source, ClipSource) and len(source) == 2 and source.class_names == ["grey"]
+    assert source.fingerprint() == Greys(0, 50).fingerprint() and source.spare_frames(1) == 0
+    assert np.array_equal(source.clip_at(1, 0, 0.0, 0.0)[0], Greys(0, 50).clip(1)[0])
+
+
+def test_drawn_clips_and_folders_have_the_held_out_clips_that_are_named(folder, tmp_path):
+    drawn = DataConfig(dataset="shapes")
+    assert [len(open_source(drawn, (16, 32, 32), held_out=held)) for held in (False, True)] == [
+        320, 64]
+    write_video(tmp_path / "a.npy", moving_box())
+    shape, data = (8, 16, 16), DataConfig(str(folder), test_root=str(tmp_path))
+    assert [len(open_source(data, shape, held_out=held)) for held in (False, True)] == [6, 1]
+    assert len(open_source(DataConfig(str(folder)), shape, held_out=True)) == 6      # no others
+    assert [config.has_held_out for config in (drawn, data, DataConfig(str(folder)))] == [
+        True, True, False]
 
 
 # ---------------------------------------------------------------------------------------------
 # Batches and pictures
 
+class Numbered(MovingShapes):
+    """A clip's label is its number."""
+
+    def clip(self, index, random=None):
+        return super().clip(index, random)[0], index
+
+
 def test_an_epoch_visits_every_clip_once_and_the_next_in_another_order():
-    source = MovingShapes("test")
+    source = Numbered("test")
     orders = [[i for step in range(8 * e, 8 * e + 8)
-               for i in load_batch(source, step, 8, seed=1)[2]] for e in range(2)]
+               for i in load_batch(source, step, 8, seed=1)[1].tolist()] for e in range(2)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(64)) and orders[0] != orders[1]
 
 
 def test_two_processes_together_see_what_one_would(folder):
     source = VideoFolder(folder, (8, 16, 16), flip=True)
-    video, label, _ = load_batch(source, 3, 4, seed=5)
+    video, label = load_batch(source, 3, 4, seed=5)
     halves = [load_batch(source, 3, 4, seed=5, rank=rank, world=2) for rank in range(2)]
     assert torch.equal(video, torch.cat([half[0] for half in halves]))
     assert torch.equal(label, torch.cat([half[1] for half in halves]))
@@ -243,3 +330,32 @@ def test_a_grid_has_a_row_per_name_and_moves(tmp_path, generator):
 def test_one_clip_is_loaded_at_the_models_size(folder):
     clip = load_clip(folder / "walk/e.npy", (8, 24, 24), start=2, stride=2)
     assert clip.shape == (1, 3, 8, 24, 24)
+
+
+def test_a_fingerprint_sees_the_order_of_frames_and_the_labels():
+    class Other(MovingShapes):
+        reverse, shift = False, 0
+
+        def clip(self, index, random=None):
+            frames, label = super().clip(index, random)
+            return frames[::-1] if self.reverse else frames, label + self.shift
+
+    sources = [Other("test") for _ in range(3)]
+    sources[1].reverse, sources[2].shift = True, 1
+    assert len({source.fingerprint() for source in sources}) == 3
+
+
+def test_paths_may_be_paths_and_are_kept_as_plain_text(tmp_path):
+    assert DataConfig(tmp_path, split=tmp_path) == DataConfig(str(tmp_path), split=str(tmp_path))
+    assert type(DataConfig(tmp_path).root) is str
+
+
+def test_any_object_may_have_held_out_clips():
+    class Three:
+        class_names, levels, clip = [], (0, 50), Greys.clip
+        held_out = Greys(7)
+
+        def __len__(self):
+            return 2
+
+    assert open_source(Three(), (16, 32, 32), held_out=True) is Three.held_out

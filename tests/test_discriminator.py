@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from discriminator import (DISCRIMINATORS, Discriminator2d, Discriminator3d, DiscriminatorConfig,
-                           LeCam, discriminator_loss, generator_loss, half, r1_penalty)
+                           LeCam, discriminator_loss, generator_loss, pool_by_two,
+                           r1_penalty)
 from tokenizer import inflate
 
 TINY = DiscriminatorConfig(base_channels=4, channel_multipliers=(2, 2), resolution=(4, 8, 8))
@@ -35,9 +36,9 @@ def test_parameter_counts_are_the_official_ones_to_the_unit(size, three_d, two_d
 
 def test_time_is_halved_until_one_frame_is_left():
     x = torch.arange(5.0).view(1, 1, 5, 1, 1)
-    assert half(x, (True, True, True)).flatten().tolist() == [0.5, 2.5, 4.0]
-    assert half(x[:, :, :1], (True, True, True)).flatten().tolist() == [0.0]
-    assert half(x, (False, True, True)).shape == x.shape
+    assert pool_by_two(x, (True, True, True)).flatten().tolist() == [0.5, 2.5, 4.0]
+    assert pool_by_two(x[:, :, :1], (True, True, True)).flatten().tolist() == [0.0]
+    assert pool_by_two(x, (False, True, True)).shape == x.shape
 
 
 def test_one_logit_per_clip_in_3d_and_per_frame_in_2d(discriminator, clips):

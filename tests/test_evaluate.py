@@ -5,9 +5,9 @@ The judge is cheap here: what counts is which videos it sees, and what its numbe
 import json
 import math
 import os
+import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,21 @@ import torch.nn.functional as F
 from torch import nn
 
 import evaluate
-import features
-from checkpoint import save_checkpoint
-from data import write_video
-from features import noise_of, run_labels, stored
-from loop import Processes
-from metrics import ssim
-from presets import PRESETS
-from protocols import PROTOCOLS, real_clips
-from report import print_speed
-from shapes import MovingShapes
-from tokenizer import TOKENIZERS, VideoTokenizer
-from transformer import MaskedTransformer
+import measure.sets
+from commit import TASKS
+from data.clips import DataConfig, write_video
+from data.moving_shapes import MovingShapes
+from data.source import NO_LABEL, ClipSource
+from measure.features import measure_videos, noise_of, rows_on_disk, run_labels
+from measure.metrics import ssim
+from measure.protocols import PROTOCOLS, real_clips
+from measure.report import report
+from measure.sets import compare
+from measure.speed import measure_speed, print_speed
+from training.build import as_plain, build
+from training.checkpoint import load_run, save_checkpoint
+from training.loop import Processes
+from training.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,17 +48,18 @@ class Verified(nn.Module):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run folder as train.py leaves it, with networks that have learnt nothing."""
+    return untrained(tmp_path_factory.mktemp("run"), DataConfig(
+        dataset="shapes", class_names=tuple(MovingShapes().class_names)))
+
+
+def untrained(path, data):
     torch.manual_seed(0)
-    path, config = tmp_path_factory.mktemp("run"), PRESETS["toy"]
-    classes = MovingShapes().class_names
-    transformer = MaskedTransformer(config.transformer_config(len(classes)))
-    common = dict(train=asdict(config), data=dict(root=None, test_root=None, pad_short=False,
-                                                  class_names=classes))
-    for stage, network in (("tokenizer", VideoTokenizer(TOKENIZERS["toy"])),
-                           ("transformer", transformer)):
+    for stage in ("tokenizer", "transformer"):
+        trainee = build(PRESETS["toy"], stage, num_classes=len(data.class_names))
+        configs = dict(network=trainee.networks[stage].config, train=PRESETS["toy"], data=data)
         save_checkpoint(path / f"{stage}.pt", dict(
-            stage=stage, step=1, finished=True, model=network.state_dict(),
-            config={stage: asdict(network.config)} | common))
+            stage=stage, step=1, finished=True, **trainee.state(),
+            config={part: as_plain(config) for part, config in configs.items()}))
     return path
 
 
@@ -79,7 +83,8 @@ def cheap(monkeypatch):
             seen.append(len(video))
             return super().forward(video)
 
-    monkeypatch.setattr(evaluate, "open_judges", lambda metrics, *rest: {"fvd": Counting()})
+    for room in (evaluate, measure.sets):
+        monkeypatch.setattr(room, "open_judges", lambda metrics, *rest: {"fvd": Counting()})
     return seen
 
 
@@ -102,19 +107,18 @@ def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_numbers(run, tmp_pa
                                                                     monkeypatch, capsys):
     whole = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
     assert cheap == [4] * 8                                     # four batches of reals and fakes
-    again, compute = fresh(run, tmp_path), features.look
-    calls = []
+    again, calls = fresh(run, tmp_path), []
 
     def killed(*arguments):
         if len(calls) == 6:
             raise KeyboardInterrupt
         calls.append(1)
-        return compute(*arguments)
+        return measure_videos(*arguments)
 
-    monkeypatch.setattr(evaluate, "look", killed)
+    monkeypatch.setattr(evaluate, "measure_videos", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate_protocol(again, "toy", **SHORT)
-    monkeypatch.setattr(evaluate, "look", compute)
+    monkeypatch.setattr(evaluate, "measure_videos", measure_videos)
     damaged = sorted(again.glob("features/FP-*/*.npz"))[0]
     damaged.write_bytes(damaged.read_bytes()[:100])             # and one file is broken
     del cheap[:]
@@ -141,9 +145,8 @@ def test_samples_shared_by_three_places_are_those_of_one(run, tmp_path, cheap):
     place = fresh(run, tmp_path)
     clips = real_clips(MovingShapes("test"), PROTOCOLS["toy"], 16, 0)
     for rank in (2, 1):                 # without torchrun nobody waits: they read what there is
-        job = evaluate.open_job(place, "toy", dict(root=None, split=None, layout=None),
-                                evaluate.open_judges([]), list(PROTOCOLS["toy"].metrics),
-                                dict(steps=2), 0, 4, Processes(rank, 3))
+        job = evaluate.open_job(place, "toy", None, evaluate.Request(**SHORT), "weights",
+                                Processes(rank, 3))
         for work in (lambda: evaluate.fake_rows(job, "FP", clips),
                      lambda: evaluate.real_rows(job, clips)):
             with pytest.raises(FileNotFoundError):
@@ -193,14 +196,89 @@ def test_reconstruction_and_tasks_make_tables_4_and_7(run, tmp_path, cheap, caps
 
 
 def test_folders_of_videos_serve_as_real_clips(run, folder, tmp_path, cheap):
-    outcome = evaluate.evaluate_protocol(fresh(run, tmp_path), "bair", data=folder, **SHORT,
-                                         metrics=["fvd", "psnr"], infinity=True)
+    outcome = evaluate.evaluate_protocol(fresh(run, tmp_path), "bair", DataConfig(str(folder)),
+                                         **SHORT, metrics=["fvd", "psnr"], infinity=True)
     assert outcome["real_clips"] == 3 and outcome["real_videos"] == 3
     assert set(outcome["results"]["FP"]) == {"FVD*", "FVD_inf*", "PSNR*"}
     reasons = " ".join(outcome["results"]["FP"]["PSNR*"]["not_as_wanted"])
     for part in ("16 samples", "3 test videos", "resolution 32", "2 steps"):
         assert part in reasons
 
+
+# ---------------------------------------------------------------------------------------------
+# Protocol "own": anybody's clips
+
+class Noise(ClipSource):
+    """A data set with nothing but the three methods that training needs."""
+
+    def __init__(self, first=0):
+        self.first = first
+
+    def __len__(self):
+        return 5
+
+    def clip(self, index, random=None):
+        noise = np.random.default_rng(self.first + index)
+        return noise.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8), NO_LABEL
+
+
+def test_clips_of_three_methods_can_be_evaluated(run, tmp_path, cheap):
+    place = fresh(run, tmp_path)
+    outcome = evaluate.evaluate_protocol(place, "own", data=Noise(), **SHORT)
+    assert (outcome["real_clips"], outcome["real_videos"]) == (5, 5)
+    assert outcome["decoding"] == PRESETS["toy"].decoding | dict(steps=2)
+    assert set(outcome["results"]["FP"]) == {"FVD*", "PSNR*", "SSIM*"}
+    assert json.loads((place / "evaluation-own.json").read_text()) == outcome
+    seen = len(cheap)
+    assert numbers_of(evaluate.evaluate_protocol(place, "own", Noise(), **SHORT)) == numbers_of(
+        outcome) and len(cheap) == seen                         # all of it was stored
+    other = evaluate.evaluate_protocol(place, "own", Noise(100), **SHORT)
+    assert numbers_of(other) != numbers_of(outcome) and len(cheap) == 2 * seen
+
+
+def test_without_data_the_held_out_clips_of_the_run_are_real(run, folder, tmp_path, cheap):
+    drawn = evaluate.evaluate_protocol(fresh(run, tmp_path), "own", **SHORT)
+    assert (drawn["real_videos"], drawn["real_clips"]) == (64, 16)
+    same = evaluate.evaluate_protocol(tmp_path, "own", MovingShapes("test"), **SHORT)
+    assert numbers_of(drawn) == numbers_of(same)
+    videos, learned = "those the run was trained on", []
+    for name, data in (("held-out", DataConfig("gone", test_root=str(folder))),
+                       ("trained-on", DataConfig(str(folder)))):
+        (tmp_path / name).mkdir()
+        outcome = evaluate.evaluate_protocol(untrained(tmp_path / name, data), "own", **SHORT)
+        assert outcome["real_videos"] == 3 and set(outcome["results"]["FP"]) == {
+            "FVD*", "PSNR*", "SSIM*"}
+        reasons = outcome["results"]["FP"]["PSNR*"]["not_as_wanted"]
+        assert "protocol own is no benchmark" in reasons[0]
+        learned.append(any(videos in reason for reason in reasons))
+    assert learned == [False, True]
+
+
+def test_protocol_toy_is_for_runs_on_the_drawn_clips(folder, tmp_path, cheap):
+    place = untrained(tmp_path, DataConfig(str(folder)))
+    with pytest.raises(ValueError, match="protocol toy is for .* take --protocol own"):
+        evaluate.evaluate_protocol(place, "toy", **SHORT)
+
+
+def test_a_run_on_an_object_says_what_to_do_when_its_clips_are_asked_for(tmp_path, cheap):
+    place = untrained(tmp_path, DataConfig(dataset="object Noise"))
+    for ask in (lambda: load_run(place).held_out(), lambda: report(place),
+                lambda: evaluate.evaluate_protocol(place, "own", **SHORT)):
+        with pytest.raises(ValueError, match="on 'object Noise', which is not on disk; give that "
+                           "object to the Python function, or videos with --data or --video"):
+            ask()
+    assert evaluate.evaluate_protocol(place, "own", Noise(), **SHORT)["real_videos"] == 5
+
+
+def test_of_the_rooms_that_measure_only_the_report_knows_the_drawn_clips():
+    rooms = [ROOT / "evaluate.py", *(ROOT / "measure").glob("*.py")]
+    assert len(rooms) > 8
+    assert [room.name for room in rooms
+            if re.search("moving_?shapes", room.read_text(), re.IGNORECASE)] == ["report.py"]
+
+
+# ---------------------------------------------------------------------------------------------
+# Names, speed
 
 def test_labels_are_matched_by_name_not_by_number():
     source = MovingShapes("test")
@@ -213,7 +291,7 @@ def test_labels_are_matched_by_name_not_by_number():
 
 
 def test_speed_is_split_into_its_parts(run, capsys):
-    rows = evaluate.measure_speed(run, resolutions=(16, 32, 64), repeats=1, most_tokens=64)
+    rows = measure_speed(run, resolutions=(16, 32, 64), repeats=1, most_tokens=64)
     assert [row["resolution"] for row in rows] == [16, 32, 64]
     assert [row["sequence"] for row in rows] == [4 * 2 * 2 + 2, 66, 258]
     assert [row.get("weights") for row in rows] == ["random", "trained", None]
@@ -240,12 +318,12 @@ def test_two_arrays_and_two_folders_give_the_same_numbers(sets, tmp_path, cheap)
         for i, video in enumerate(np.load(sets[name])):
             write_video(tmp_path / name / f"{i}.npy", video)
     for metric in ("fvd", "psnr", "ssim"):
-        arrays = evaluate.compare(metric, [sets["a"], sets["b"]], batch=3)
-        folders = evaluate.compare(metric, [str(tmp_path / "a"), str(tmp_path / "b")], batch=3)
+        arrays = compare(metric, [sets["a"], sets["b"]], batch=3)
+        folders = compare(metric, [str(tmp_path / "a"), str(tmp_path / "b")], batch=3)
         assert arrays == folders
     a, b = (torch.from_numpy(np.load(sets[name])).movedim(-1, 2) / 255 for name in "ab")
     assert math.isclose(arrays["SSIM"]["mean"], ssim(a, b).mean(), rel_tol=1e-6)
-    same = evaluate.compare("fvd", [sets["a"], sets["a"]])
+    same = compare("fvd", [sets["a"], sets["a"]])
     assert abs(same["FVD*"]["mean"]) < 1e-9                     # starred: four videos
 
 
@@ -261,17 +339,17 @@ def test_two_arrays_and_two_folders_give_the_same_numbers(sets, tmp_path, cheap)
 def test_sets_that_do_not_fit_are_refused_in_one_line(sets, cheap, metric, chosen, folds, message):
     paths = [sets.get(name, name) for name in chosen.replace("ab", "a b").split()]
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        evaluate.compare(metric, paths, folds=folds)
+        compare(metric, paths, folds=folds)
     assert "\n" not in str(error.value)
 
 
 def test_an_empty_folder_and_a_wrong_array_are_refused(sets, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no video in .*empty"):
-        evaluate.compare("fvd", [str(tmp_path / "empty"), sets["a"]])
+        compare("fvd", [str(tmp_path / "empty"), sets["a"]])
     np.save(tmp_path / "float.npy", np.zeros((2, 9, 16, 16, 3)))
     with pytest.raises(ValueError, match="float64.*wanted uint8"):
-        evaluate.compare("fvd", [str(tmp_path / "float.npy"), sets["a"]])
+        compare("fvd", [str(tmp_path / "float.npy"), sets["a"]])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -302,14 +380,22 @@ def test_stored_rows_come_back_in_order_and_once(tmp_path):
         return dict(x=torch.tensor([[float(item)] for item in part]))
 
     for _ in range(2):
-        rows = stored(tmp_path, list(range(7)), 3, compute, Processes(), "x")
+        rows = rows_on_disk(tmp_path, list(range(7)), 3, compute, Processes(), "x")
         assert rows["x"].flatten().tolist() == list(range(7))
     assert calls == [([0, 1, 2], 0), ([3, 4, 5], 3), ([6], 6)]
-    assert stored(tmp_path, list(range(8)), 3, compute, Processes(), "x")["x"].shape == (8, 1)
+    rows = rows_on_disk(tmp_path, list(range(8)), 3, compute, Processes(), "x")
+    assert rows["x"].shape == (8, 1)
     assert calls[3:] == [([6, 7], 6)]                           # the last batch has grown
 
 
-@pytest.mark.parametrize("room", ["metrics.py", "protocols.py", "evaluate.py"])
+@pytest.mark.parametrize("room", ["measure.metrics", "measure.protocols", "measure.numbers",
+                                  "measure.sets", "evaluate"])
 def test_every_room_shows_its_idea_when_run(room):
-    done = subprocess.run([sys.executable, room], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", room], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) > 8, done.stderr
+
+
+def test_a_new_task_changes_the_noise_of_no_other(monkeypatch):
+    before = noise_of(0, "CFP", range(2), torch.device("cpu"))(torch.Size([2, 5]))
+    monkeypatch.setattr("measure.features.TASKS", dict(NEW=TASKS["FP"], **TASKS))
+    assert torch.equal(before, noise_of(0, "CFP", range(2), torch.device("cpu"))(torch.Size([2, 5])))

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-import evaluate
-from features import look
-from metrics import (best_of_trials, frechet_distance, fvd, fvd_infinity, gaussian,
-                     inception_score, intercept, over_folds, psnr, ssim)
-from pretrained import I3D, randomize
+from measure.features import measure_videos
+from measure.metrics import (best_of_trials, frechet_distance, fvd, fvd_infinity, gaussian,
+                             inception_score, intercept, over_folds, psnr, ssim)
+from measure.numbers import score
+from measure.pretrained import I3D, randomize
 
 
 def normal(*shape, seed=0):
@@ -79,7 +79,7 @@ def test_the_best_of_n_is_the_oracles_and_not_the_best_of_each_frame():
 def test_psnr_and_ssim_take_the_best_trial_each_on_its_own_and_lpips_the_mean():
     fake = dict(psnr=torch.tensor([1.0, 2, 3, 4]), ssim=torch.tensor([4.0, 3, 2, 1]),
                 lpips=torch.tensor([4.0, 3, 2, 1]))
-    numbers = evaluate.score(["psnr", "ssim", "lpips"], 1, {}, fake, torch.tensor([0, 1, 0, 1]))
+    numbers = score(["psnr", "ssim", "lpips"], 1, {}, fake, torch.tensor([0, 1, 0, 1]))
     assert {name: mean for name, (mean, _) in numbers.items()} == dict(psnr=3.5, ssim=3.5,
                                                                        lpips=2.5)
 
@@ -110,13 +110,13 @@ def test_bad_pixels_are_refused_in_one_line():
         with pytest.raises(ValueError, match="wanted .*0, 1"):
             psnr(video.transpose(1, 2), good.transpose(1, 2))
         with pytest.raises(ValueError, match="wanted .*0, 1"):
-            look({"fvd": randomize(I3D(), 0)}, ["fvd"], video)
+            measure_videos({"fvd": randomize(I3D(), 0)}, ["fvd"], video)
     with pytest.raises(ValueError, match="two equal shapes"):
         psnr(good, good[..., :8])
     with pytest.raises(ValueError, match="11x11"):
         ssim(pictures(3, 10, 12), pictures(3, 10, 12))
     with pytest.raises(ValueError, match="T >= 9"):
-        look({"fvd": randomize(I3D(), 0)}, ["fvd"], good[:, :, :8])
+        measure_videos({"fvd": randomize(I3D(), 0)}, ["fvd"], good[:, :, :8])
 
 
 def test_features_that_cannot_be_scored_are_refused():

@@ -17,16 +17,16 @@ from official import (below, discriminator_state, load_discriminator,
                       load_image_tokenizer, load_tokenizer, load_transformer, tokenizer_state,
                       transformer_state, video)
 
-import evaluate
 import resnet
-import train
 from commit import (commit_loss, commit_mask, cutoff_score, is_padding, make_condition,
                     mask_ratio, num_masked, token_cross_entropy)
 from decode import commit_decode
 from discriminator import LeCam, discriminator_loss, generator_loss
-from loop import Trainee, learning_rate
-from presets import PRESETS, TrainConfig
+from measure import metrics
+from steps import Trainee, tokenizer_step
 from tokenizer import VideoTokenizer, entropy_loss, inflate
+from training.loop import learning_rate
+from training.presets import PRESETS, TrainConfig
 
 ACTIVATIONS, LOSSES, GRADIENTS = 2e-5, 2e-6, 1e-4
 OFFICIAL_NAMES = {"frame_prediction": "FP", "frame_interpolation": "FI", "outpainting_c": "OPC",
@@ -50,9 +50,9 @@ def test_the_tokenizer_computes_the_official_one(golden, deviation, name, load):
             layer.register_forward_hook(
                 lambda _, __, y, key=f"{part}.{number}": outputs.__setitem__(key, y))
     output = tokenizer(x)
-    latents = video_like(arrays["z_enc"], tokenizer._run(tokenizer.encoder, x))
+    latents = video_like(arrays["z_enc"], tokenizer.latents(x))
     deviation(latents[0], latents[1], ACTIVATIONS, "latents")
-    deviation(tokenizer.quantizer.distances(tokenizer._run(tokenizer.encoder, x)),
+    deviation(tokenizer.quantizer.distances(tokenizer.latents(x)),
               arrays["distances"], ACTIVATIONS, "distances")
     assert torch.equal(tokenizer.encode(x), torch.from_numpy(arrays["ids"]).long())
     assert torch.equal(output.tokens, torch.from_numpy(arrays["ids"]).long())
@@ -112,12 +112,12 @@ class Recording(torch.optim.Adam):
 def test_three_training_steps_of_stage_1_are_the_official_ones(golden, deviation, name, steps):
     """Losses, gradients of both networks, LeCam's averages, rates: all through tokenizer_step."""
     arrays = golden(name)
-    model = load_tokenizer(arrays, "g_params0", padding="zeros")
+    tokenizer = load_tokenizer(arrays, "g_params0", padding="zeros")
     discriminator = load_discriminator(arrays, "d_params0")
     ema = load_tokenizer(arrays, "g_params0", padding="zeros").requires_grad_(False)
-    networks = dict(model=model, discriminator=discriminator, lecam=LeCam(), ema=ema)
+    networks = dict(tokenizer=tokenizer, discriminator=discriminator, lecam=LeCam(), ema=ema)
     optimizers = {}
-    for network in ("model", "discriminator"):
+    for network in ("tokenizer", "discriminator"):
         optimizers[network] = Recording(networks[network].parameters(), betas=(0.0, 0.99))
         optimizers[network].named = list(networks[network].named_parameters())
     trainee = Trainee(networks, optimizers)
@@ -127,12 +127,12 @@ def test_three_training_steps_of_stage_1_are_the_official_ones(golden, deviation
         deviation(rate, arrays[f"step{step}/lr"], 1e-10, "learning rate")
         for optimizer in optimizers.values():
             optimizer.param_groups[0]["lr"] = rate
-        terms = train.tokenizer_step(trainee, video(arrays[f"step{step}/batch"]), config)
+        terms = tokenizer_step(trainee, video(arrays[f"step{step}/batch"]), config)
         check_losses(terms, below(arrays, f"step{step}/metric"), config, deviation)
         for key in ("real", "fake"):
             deviation(getattr(networks["lecam"], f"average_{key}"),
                       arrays[f"step{step}/lecam_ema_{key}"], 1e-8, "LeCam's averages")
-        for network, letter in (("model", "g"), ("discriminator", "d")):
+        for network, letter in (("tokenizer", "g"), ("discriminator", "d")):
             official = {name: arrays.get(f"step{step}/{letter}_grad/{name}",
                                          np.full_like(parameter, np.nan))       # not at hand
                         for name, parameter in below(arrays, f"{letter}_params0").items()}
@@ -218,7 +218,7 @@ def test_five_given_frames_make_two_latent_condition_frames(golden, deviation):
     """Kinetics-600. The official default says one; the paper's definition says two."""
     arrays = golden("cond_tasks")
     clip = video(arrays["16x32x32_lat4x16x16/video"])
-    condition, valid = make_condition(clip, "FP", frames=5)
+    condition, valid = make_condition(clip, "FP", condition_frames=5)
     deviation(condition, video(arrays["fp5/cond_video"]), 1e-6)
     assert (~is_padding(valid, (4, 16, 16))).any((1, 2)).tolist() == [True, True, False, False]
     assert arrays["fp5/latent_mask_default"].reshape(4, -1).any(1).tolist() == [
@@ -380,8 +380,8 @@ def test_learning_rates_of_the_presets_are_official(golden, deviation, official,
 @pytest.mark.parametrize("case", ["full_rank", "unequal_n", "rank_deficient"])
 def test_the_frechet_distance_is_tf_gans(golden, deviation, case):
     arrays = below(golden("frechet_and_is"), case)
-    distance = evaluate.frechet_distance(*evaluate.gaussian(arrays["a"]),
-                                         *evaluate.gaussian(arrays["b"]))
+    distance = metrics.frechet_distance(*metrics.gaussian(arrays["a"]),
+                                        *metrics.gaussian(arrays["b"]))
     deviation(distance, arrays["fd_float64in"], 1e-9)
 
 
@@ -389,16 +389,16 @@ def test_folds_and_the_inception_score_are_tf_gans(golden, deviation):
     arrays = golden("frechet_and_is")
 
     def distance(a, b):
-        return evaluate.frechet_distance(*evaluate.gaussian(a), *evaluate.gaussian(b))
+        return metrics.frechet_distance(*metrics.gaussian(a), *metrics.gaussian(b))
 
     a, b, logits = (torch.from_numpy(arrays[key]) for key in ("folds/a", "folds/b", "is/logits"))
-    mean, deviation_ = evaluate.over_folds(distance, 4, a, b)
+    mean, deviation_ = metrics.over_folds(distance, 4, a, b)
     deviation(mean, arrays["folds/mean"], 1e-6)
     deviation(deviation_, arrays["folds/std"], 1e-6)
-    mean, deviation_ = evaluate.over_folds(evaluate.inception_score, 4, logits)
+    mean, deviation_ = metrics.over_folds(metrics.inception_score, 4, logits)
     deviation(mean, arrays["is/mean4"], 1e-6)
     deviation(deviation_, arrays["is/std4"], 1e-6)
-    deviation(evaluate.inception_score(logits), arrays["is/all"], 1e-6)
+    deviation(metrics.inception_score(logits), arrays["is/all"], 1e-6)
 
 
 @pytest.mark.parametrize("case", ["noisy", "blocky", "independent"])
@@ -406,6 +406,6 @@ def test_psnr_and_ssim_are_official(golden, deviation, case):
     arrays = below(golden("psnr_ssim"), case)
     a, b = (rearrange(torch.from_numpy(arrays[key]), "b t h w c -> b t c h w") for key in "ab")
     for name in ("psnr", "ssim"):
-        per_frame = getattr(evaluate, name)(a, b)
+        per_frame = getattr(metrics, name)(a, b)
         deviation(per_frame, arrays[f"{name}_per_frame"], 1e-5)
         deviation(per_frame.mean(1), arrays[f"{name}_video"], 1e-5)

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-import pretrained
-from pretrained import C3D, I3D, LPIPS, WeightFile, randomize
+from measure import pretrained
+from measure.pretrained import C3D, I3D, LPIPS, WeightFile, randomize
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -104,9 +104,9 @@ def test_c3d_input_is_bgr_between_0_and_255():
 @pytest.mark.parametrize("video, complaint", [
     (torch.zeros(1, 3, 16, 8, 8, dtype=torch.uint8), "torch.uint8"),
     (torch.zeros(1, 16, 8, 8, 3), "wanted float"),
-    (torch.full((1, 3, 16, 8, 8), 255.0), "ranges from 255.000 to 255.000"),
+    (torch.full((1, 3, 16, 8, 8), 255.0), "range from 255.000 to 255.000"),
     (torch.full((1, 3, 16, 8, 8), -1.0), "wanted \\[0, 1\\]"),
-    (torch.full((1, 3, 16, 8, 8), torch.nan), "ranges from nan")])
+    (torch.full((1, 3, 16, 8, 8), torch.nan), "range from nan")])
 def test_videos_of_another_kind_or_range_are_refused(video, complaint):
     for prepare in (pretrained.i3d_input, pretrained.c3d_input):
         with pytest.raises(ValueError, match=complaint):
@@ -578,7 +578,7 @@ def test_vgg16_is_numbered_as_in_torchvision():
 def test_the_command_line_tells_which_files_are_there(tmp_path):
     (tmp_path / "lpips_vgg.pth").write_text("not the heads")
     (tmp_path / "mean2.npz").write_bytes(b"")
-    command = [sys.executable, "pretrained.py", tmp_path]
+    command = [sys.executable, "-m", "measure.pretrained", tmp_path]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(str(tmp_path / name) in printed for name in pretrained.WEIGHTS)
     assert all(file.origin in printed for file in pretrained.WEIGHTS.values())
@@ -588,7 +588,7 @@ def test_the_command_line_tells_which_files_are_there(tmp_path):
 
 
 def test_importing_prints_nothing_and_leaves_randomness_alone():
-    program = ("import torch; before = torch.get_rng_state(); import pretrained; "
+    program = ("import torch; before = torch.get_rng_state(); import measure.pretrained; "
                "raise SystemExit(not torch.equal(before, torch.get_rng_state()))")
     done = subprocess.run([sys.executable, "-c", program, "--unknown"], cwd=ROOT,
                           capture_output=True, text=True)

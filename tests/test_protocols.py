@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import evaluate
-from data import VideoFolder, write_video
-from presets import PRESETS
-from protocols import (CENTRE, MT8, PROTOCOLS, Clip, deviations, read_clip, real_clips,
-                       to_measure, uniform_clips)
+from commit import MT8
+from data.clips import DataConfig, VideoFolder, write_video
+from measure.numbers import entry
+from measure.protocols import (CENTRE, NO_BENCHMARK, PROTOCOLS, Clip, deviations, real_clips,
+                               to_measure, uniform_clips)
+from training.presets import PRESETS, TrainConfig
 
 APPENDIX_B3 = {   # samples, folds, made at, measured at, split, windows, crops, schedule, temp.
     "ucf101": (10_000, 4, 128, 128, "train", 0, 0, "cosine", 4.5),
@@ -26,7 +28,7 @@ APPENDIX_B3 = {   # samples, folds, made at, measured at, split, windows, crops,
 
 
 def test_the_protocols_are_appendix_b3():
-    assert set(PROTOCOLS) - {"toy"} == set(APPENDIX_B3)
+    assert set(PROTOCOLS) - {*NO_BENCHMARK} == set(APPENDIX_B3)
     for name, wanted in APPENDIX_B3.items():
         row = PROTOCOLS[name]
         assert (row.samples, row.folds, row.resolution, row.measured_at, row.split, row.windows,
@@ -69,11 +71,11 @@ def folder(tmp_path_factory):
 
 def test_a_clip_is_cut_where_its_row_says(folder):
     source = VideoFolder(folder, (16, 32, 32))
-    frames, _ = read_clip(source, Clip(0, 3, 0.0, 1.0))
+    frames, _ = source.clip_at(*Clip(0, 3, 0.0, 1.0))
     assert frames.shape == (16, 32, 32, 3)
     assert frames[0, 0, 0, 0] == 10 * 3 + 8 and frames[2, 0, 5, 0] == 10 * 5 + 8 + 5
-    centre, _ = read_clip(source, Clip(1, 2, CENTRE, CENTRE))
-    assert np.array_equal(centre, source.clip(1, None)[0])          # as data.py has the centre
+    centre, _ = source.clip_at(*Clip(1, 2, CENTRE, CENTRE))
+    assert np.array_equal(centre, source.clip(1, None)[0])          # as a batch has the centre
 
 
 @pytest.mark.parametrize("name", ["ucf101", "bair-debiased"])
@@ -109,17 +111,17 @@ def as_in_the_paper(name, **changes):
     row = PROTOCOLS[name]
     train = dict(resolution=row.resolution, frames=16, stride=1,
                  condition_frames=row.condition_frames)
+    config = TrainConfig(**train | changes.pop("train", {}))
+    trained_on = evaluate.trained_on(SimpleNamespace(data=DataConfig("/train")),
+                                     DataConfig(**changes.pop("data", dict(root="/test"))))
     facts = dict(task=row.tasks[0], samples=row.samples * row.folds, videos=row.videos,
-                 data=dict(root="/test"), config=dict(train=train, data=dict(root="/train")),
                  decoding=row.decoding)
-    facts["config"]["train"] |= changes.pop("train", {})
-    return deviations(name, **(facts | changes))
+    return deviations(name, config=config, trained_on=trained_on, **(facts | changes))
 
 
 def names(metric, weights, reasons=(), samples=100_000):
     judge = SimpleNamespace(weights=weights)
-    return evaluate.entry(metric, (1.0, 0.0), samples, 4, {metric: judge, "fvd": judge},
-                          list(reasons))[0]
+    return entry(metric, (1.0, 0.0), samples, 4, {metric: judge, "fvd": judge}, list(reasons))[0]
 
 
 @pytest.mark.parametrize("name", APPENDIX_B3)

@@ -63,6 +63,18 @@ def test_encode_and_decode_agree_with_the_training_pass(tokenizer, video):
     assert output.tokens.shape == (2, *tokenizer.latent_shape(8, 12, 16)) == (2, 4, 6, 8)
 
 
+@pytest.mark.parametrize("kind", [VideoTokenizer, ImageTokenizer])
+def test_latents_are_what_encode_quantizes_and_have_gradients(kind, video):
+    torch.manual_seed(0)
+    tokenizer = kind(TINY)
+    latents = tokenizer.latents(video.requires_grad_())
+    assert latents.shape == (2, 6, *tokenizer.latent_shape(8, 12, 16))
+    assert torch.equal(tokenizer.quantizer.tokens(latents), tokenizer.encode(video))
+    latents.square().sum().backward()
+    assert video.grad.abs().sum() > 0 and tokenizer.encoder[0].weight.grad.abs().sum() > 0
+    assert tokenizer.quantizer.codebook.grad is None
+
+
 def test_tokens_are_the_nearest_codes(generator):
     quantizer = VectorQuantizer(TINY)
     latents = torch.randn(2, 6, 2, 3, 4, generator=generator)
@@ -203,7 +215,7 @@ def test_inflation_refuses_a_network_that_is_no_twin():
     two_d, _ = networks()
     with pytest.raises(ValueError, match="same sizes"):
         inflate(two_d.state_dict(), VideoTokenizer(replace(TINY, base_channels=16)))
-    with pytest.raises(ValueError, match="not the 3D network's twin"):
+    with pytest.raises(ValueError, match="missing in 2D: that network is not its twin"):
         inflate({}, VideoTokenizer(TINY))
     with pytest.raises(ValueError, match="'mean'; choose 'central' or 'average'"):
         inflate(two_d.state_dict(), VideoTokenizer(TINY), "mean")
@@ -238,9 +250,9 @@ def test_a_wrong_configuration_is_refused():
 
 def test_recomputing_activations_changes_no_gradient(tokenizer, video):
     gradients = []
-    for checkpointing in (False, True):
+    for recompute in (False, True):
         tokenizer.zero_grad()
-        tokenizer.encoder.checkpointing = tokenizer.decoder.checkpointing = checkpointing
+        tokenizer.encoder.recompute = tokenizer.decoder.recompute = recompute
         F.mse_loss(tokenizer(video).reconstruction, video).backward()
         gradients.append(tokenizer.encoder[0].weight.grad.clone())
     torch.testing.assert_close(*gradients)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from commit import MT10
 from transformer import TRANSFORMERS, Attention, MaskedTransformer, TransformerConfig
 
 TINY = TransformerConfig(num_layers=2, hidden_size=16, num_heads=4, mlp_size=32, codebook_size=20,
@@ -48,6 +49,17 @@ def test_the_vocabulary_is_codes_classes_prompts_and_mask(model):
     assert TINY.vocabulary_size == 20 + 3 + 1 + 10 + 1
     prefix = model.prefix(torch.tensor([0, 9]), torch.tensor([0, model.no_class]))
     assert prefix.tolist() == [[24, 20], [33, 23]] and model.mask_id == 34
+
+
+def test_prompts_are_the_papers_ten_or_those_that_the_configuration_names(model):
+    assert model.prompts == MT10 and len(MT10) == TINY.num_tasks
+    named = replace(TINY, num_tasks=2, task_names=("CFP", "NEW"))
+    assert MaskedTransformer(named).prompts == ("CFP", "NEW")
+    assert MaskedTransformer(replace(TINY, num_tasks=3)).prompts == MT10[:3]
+    assert MaskedTransformer(replace(TINY, num_tasks=0)).prompts == ()
+    ids = [model.prefix(torch.tensor([model.prompts.index(task)]), torch.tensor([0]))[0, 0].item()
+           for task in model.prompts]
+    assert ids == list(range(TINY.codebook_size + TINY.num_classes + 1, model.mask_id))
 
 
 def test_logits_are_over_the_codes_only(model, generator):
@@ -107,7 +119,7 @@ def test_initial_weights_are_cut_at_two_deviations_and_biases_zero(model):
 
 def test_recomputing_activations_changes_no_gradient(model, generator):
     arguments, gradients = inputs(generator), []
-    for model.checkpointing in (False, True):
+    for model.recompute in (False, True):
         model.zero_grad()
         model(*arguments).square().sum().backward()
         gradients.append(model.position_embedding.weight.grad.clone())

@@ -25,7 +25,7 @@ from typing import Any, Callable
 import torch
 from torch import nn
 
-from commit import MT10
+from commit import MT10, TASKS
 from data.clips import DataConfig
 from discriminator import Discriminator2d, Discriminator3d, DiscriminatorConfig, LeCam
 from steps import Trainee
@@ -149,6 +149,10 @@ def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int,
                       world: int = 1) -> None:
     """ValueError, before anything is trained, where some stage could not begin or end."""
     config.check()
+    if "transformer" in stages and not num_classes and all(
+            TASKS[task].class_conditional for task in config.tasks):
+        raise ValueError(f"the data have no classes, and {' '.join(config.tasks)} need some; give "
+                         "videos in folders of the classes' names, or other --tasks")
     for stage in stages:
         batch = f"{'transformer' if stage == 'transformer' else 'tokenizer'}_batch"
         if getattr(config, batch) % world:

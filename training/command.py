@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None = None
         given.setdefault("num_classes", 0)
     try:
         config = replace(config, **given)
-        refuse_impossible(config, ["tokenizer", "transformer"], config.num_classes)
+        refuse_impossible(config, ["tokenizer", "transformer"], config.num_classes or 1)
         data = DataConfig(dataset="shapes" if drawn else "folder",
                           **{field.name: getattr(options, field.name) for field in paths})
         if not drawn and not options.root and not options.dry_run:

@@ -1,0 +1,79 @@
+"""figures.py: each picture is drawn, and shows what it says."""
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import figures
+from discriminator import DISCRIMINATORS, Discriminator3d
+from pictures import COLOURS, cells, strip, to_frames, write_grid
+from tokenizer import TOKENIZERS, VideoTokenizer
+
+TOY = ROOT / "assets/toy"
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return torch.rand(2, 1, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_unmasked_tokens_of_a_region_give_the_rest_away_and_commits_do_not(noise):
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer(replace(TOKENIZERS["toy"], residual_gain=1.0))
+    influence, (unmasked, committed) = figures.leaking_shares(tokenizer, *noise)
+    assert sum(influence) == pytest.approx(1, abs=1e-5) and 0.5 < 1 - influence[0] < 1
+    assert unmasked > 0 and committed == 0
+
+
+def test_every_loss_reaches_the_networks_it_is_about_and_no_other(noise):
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer(replace(TOKENIZERS["toy"], residual_gain=1.0))
+    norms = figures.gradient_norms(tokenizer, Discriminator3d(DISCRIMINATORS["toy"]), noise[:, 0])
+    reached = {name: {part for part, norm in row.items() if norm} for name, row in norms.items()}
+    autoencoder = {"encoder", "decoder"}
+    assert reached["reconstruction"] == autoencoder
+    assert reached["codebook"] == {"quantizer"} and reached["commitment"] == {"encoder"}
+    assert reached["entropy"] == {"encoder", "quantizer"}
+    assert reached["generator"] == reached["discriminator"] == autoencoder | {"discriminator"}
+    assert reached["R1"] == {"discriminator"}
+
+
+def test_latent_masking_keeps_what_is_given_and_decides_all_the_rest():
+    class Table(torch.nn.Module):
+        mask_id = 9
+
+        def forward(self, inputs, task, label):
+            assert ((inputs == 9) | (inputs < 9)).all()
+            return torch.arange(9.0).expand(1, 12, 9)
+
+    given, condition = torch.arange(12) < 4, torch.arange(12)[None] % 3
+    states = figures.latent_masking(Table(), None, None, condition, given, 5)
+    counts = [int(decided.sum()) for _, decided, _ in states]
+    assert counts == sorted(counts) and counts[-1] == 12 and counts[0] >= 4
+    assert all((guess[:, given] == condition[:, given]).all() for guess, _, _ in states)
+
+
+@pytest.mark.parametrize("name", ["tasks", "schedules", "tokens", "steps", "gradients"])
+def test_a_figure_is_drawn_from_the_shipped_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    figures.FIGURES[name](TOY, tmp_path)
+    drawn = list(tmp_path.iterdir())
+    assert drawn and all(path.stat().st_size > 5000 for path in drawn)
+
+
+def test_real_clips_need_a_run_and_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        figures.real(tmp_path / "nowhere", tmp_path)
+
+
+def test_pictures_are_frames_strips_and_cells(tmp_path):
+    video = torch.linspace(-0.5, 1.5, 3 * 4 * 8 * 8).view(3, 4, 8, 8)
+    frames = to_frames(video)
+    assert frames.shape == (4, 8, 8, 3) and frames.min() == 0 and frames.max() == 255
+    assert strip(video).shape == (10, 40, 3)
+    assert torch.equal(cells(torch.tensor([[[1]]]))[:, 0, 0, 0], COLOURS[1])
+    for name in ("grid.png", "grid.gif"):
+        write_grid(tmp_path / name, [("a row", [video, video])], ["one", "two"])
+        assert Path(tmp_path, name).stat().st_size > 500
