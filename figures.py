@@ -309,9 +309,8 @@ def real(run: Path = Path("runs/asl"), out: Path = ASSETS) -> None:
     trained = load_run(run)
     source = trained.held_out()
     clip, label = source.clip(len(source) // 4, None)
-    for name in ("real.gif", "real.png"):
-        draw_samples(trained, to_float(clip[None]), None if label == NO_LABEL else label,
-                     out / name, measurable_tasks(trained), samples=1, **trained.config.decoding)
+    draw_samples(trained, to_float(clip[None]), None if label == NO_LABEL else label,
+                 out / "real.gif", measurable_tasks(trained), samples=1, **trained.config.decoding)
 
 
 def loss(run: Path = TOY, out: Path = ASSETS) -> None:
