@@ -43,7 +43,7 @@ from training.command import parse
 from training.loop import Processes, Stage, TokenizerWatch, fit, start_processes
 from training.plan import doubts, plan
 from training.presets import TrainConfig
-from training.start import start_stage
+from training.start import refuse_other_networks, start_stage
 from training.tokens import TokenSource
 
 OnStep = Callable[[str, int, dict], "dict | None"]
@@ -75,8 +75,15 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
         raise ValueError(f"clips of the data are {'x'.join(map(str, shape))} (T x H x W); the run "
                          f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
                          "--resolution, or the data")
-    stages = ["tokenizer", "transformer"] if stage == "all" else [stage]
+    stages = {"all": ["tokenizer", "transformer"]}.get(stage, [stage])
+    if not set(stages) <= {"image", "tokenizer", "transformer"}:
+        raise ValueError(f"stage {stage!r} is unknown; choose all, image, tokenizer or transformer")
+    for name in stages:
+        if not config.steps(name, len(source))[0]:
+            raise ValueError(f"0 steps of the {name}; set its steps or epochs")
     refuse_impossible(config, stages, len(source.class_names), processes.world)
+    if config.init and stage != "image":
+        refuse_other_networks(config, stages, len(source.class_names))
     for name in stages:
         begin = time.time()
         for words in doubts(config, name, len(source)) if processes.rank == 0 else []:

@@ -19,7 +19,7 @@ from test_train import (GAN, SMALL, TRAINED, folder, gradients, kept, same,  # n
                         tokenizer_trainee, train_small, weights)
 
 import train
-from data.clips import DataConfig
+from data.clips import DataConfig, open_source
 from measure.report import evaluate_reconstruction, report
 from steps import TokenBatch, tokenizer_step, transformer_step
 from tokenizer import TOKENIZERS
@@ -355,8 +355,8 @@ def test_a_short_run_warns_about_its_average_and_reports_the_raw_weights_too(fol
     assert "reconstruction_not_averaged" not in averaged
     both = report(tmp_path / "short")
     assert "by the weights that were not averaged" in capsys.readouterr().out
-    state, source = read_checkpoint(tmp_path / "short/tokenizer.pt"), train.open_source(
-        DataConfig(root=str(folder)), (8, 16, 16))
+    state = read_checkpoint(tmp_path / "short/tokenizer.pt")
+    source = open_source(DataConfig(root=str(folder)), (8, 16, 16))
     for key, which in (("reconstruction", True), ("reconstruction_not_averaged", False)):
         network = load_network(state, averaged=which)
         assert both[key] == pytest.approx(evaluate_reconstruction(network, source, 6))

@@ -16,7 +16,8 @@ from data.source import ClipSource
 from steps import TokenBatch, autocast, tokenizer_step, transformer_step
 from tokenizer import TOKENIZERS
 from training.build import build, decay_groups, transformer_config
-from training.checkpoint import load_checkpoint, load_run, read_checkpoint
+from training.checkpoint import load_checkpoint, load_network, load_run, read_checkpoint
+from training.command import parse
 from training.loop import Processes
 from training.presets import PRESETS, TrainConfig
 from training.start import transformer_from_run
@@ -41,7 +42,7 @@ def folder(tmp_path_factory):
 
 def train_small(folder, run, arguments=(), stage="all", **options):
     """Train in this process; the arguments are train.py's, the options train.train's."""
-    config, data, _ = train.parse(["toy", "--data", str(folder), *SMALL, *arguments])
+    config, data, _ = parse(["toy", "--data", str(folder), *SMALL, *arguments])
     return train.train(config, data, run, stage=stage, draw=False, **options)
 
 
@@ -200,10 +201,10 @@ def test_tokens_made_a_few_clips_at_a_time_are_those_made_at_once(folder, tmp_pa
 
 def test_the_pool_holds_as_many_clips_as_it_is_asked_for(folder, tmp_path):
     train_small(folder, tmp_path, stage="tokenizer")
-    config, _, _ = train.parse(["toy", "--data", str(folder), *SMALL, "--token-pool", "5",
-                                "--tasks", "FP", "CG"])
+    config, _, _ = parse(["toy", "--data", str(folder), *SMALL, "--token-pool", "5",
+                          "--tasks", "FP", "CG"])
     source = VideoFolder(folder, config.clip_shape, index=tmp_path / "videos.json")
-    tokenizer = train.load_network(load_checkpoint(tmp_path / "tokenizer.pt"))
+    tokenizer = load_network(load_checkpoint(tmp_path / "tokenizer.pt"))
     clips = TokenSource(tokenizer, source, config, Processes())
     assert [len(clips.tokens), len(clips.labels), len(clips.pool["FP"][0])] == [5, 5, 5]
 
@@ -368,7 +369,7 @@ def test_weights_of_a_transformer_of_another_size_are_refused(shapes_run, change
 
 
 def test_the_command_line_names_the_run_to_start_from(shapes_run):
-    assert train.parse(["toy", "--init", str(shapes_run)])[0].init == str(shapes_run)
+    assert parse(["toy", "--init", str(shapes_run)])[0].init == str(shapes_run)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -392,7 +393,7 @@ def test_what_stage_2_could_not_do_is_refused_before_stage_1(tmp_path, change, w
 
 def test_without_an_adversary_nobody_asks_for_its_sizes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainConfig, "discriminator_config", None)
-    config, data, _ = train.parse(["toy", "--data", str(folder), *SMALL])
+    config, data, _ = parse(["toy", "--data", str(folder), *SMALL])
     small = replace(TOKENIZERS["toy"], base_channels=8)             # in no table of sizes
     assert train.train(replace(config, tokenizer=small), data, tmp_path, draw=False)
     run = load_run(tmp_path)
@@ -427,10 +428,16 @@ class Duck:
         return Noise().clip(index)[0], -1
 
 
+def test_clips_of_another_size_than_the_runs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="clips of the data are 8x16x16 .*the run is for 16x32x32"):
+        train.train(SHORT, Noise(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("source", [Noise(), Duck()], ids=["subclass", "duck"])
 def test_an_object_that_gives_clips_trains_both_stages(tmp_path, capsys, source):
     name = f"object {type(source).__name__}"
-    config, _, _ = train.parse(["toy", *SMALL])
+    config, _, _ = parse(["toy", *SMALL])
     assert train.train(config, source, tmp_path)
     run = load_run(tmp_path)
     assert run.data.dataset == name and run.class_names == source.class_names
@@ -501,14 +508,14 @@ def test_tasks_and_decoding_are_those_of_the_data_sets():
     (["toy", "--accumulate", "0"], "wanted at least 1")])
 def test_a_flag_that_makes_no_sense_is_refused_with_usage(capsys, arguments, complaint):
     with pytest.raises(SystemExit) as exit:
-        train.parse(arguments)
+        parse(arguments)
     message = capsys.readouterr().err
     assert exit.value.code == 2 and complaint in message and "usage: train.py" in message
 
 
 def test_task_sets_are_spelled_out():
-    assert train.parse(["toy", "--tasks", "MT8"])[0].tasks == MT8
-    assert train.parse(["toy", "--tasks", "CG", "CG", "FP"])[0].tasks == ("CG", "CG", "FP")
+    assert parse(["toy", "--tasks", "MT8"])[0].tasks == MT8
+    assert parse(["toy", "--tasks", "CG", "CG", "FP"])[0].tasks == ("CG", "CG", "FP")
 
 
 def test_the_precision_follows_the_machine():
@@ -518,3 +525,33 @@ def test_the_precision_follows_the_machine():
         with context:
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert (product.dtype == torch.bfloat16) == enabled
+
+
+def test_tasks_that_all_need_classes_are_refused_before_anything_is_trained(tmp_path):
+    for i in range(3):
+        write_video(tmp_path / "videos" / f"{i}.npy", np.zeros((20, 32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match="no classes"):
+        train.train(replace(PRESETS["toy"], tasks=("CG", "CFP"), tokenizer_steps=1),
+                    DataConfig(str(tmp_path / "videos")), tmp_path / "run", draw=False)
+    assert not (tmp_path / "run" / "tokenizer.pt").exists()
+
+
+@pytest.mark.parametrize("change, stage, complaint", [
+    (dict(), "tokeniser", "stage 'tokeniser' is unknown"),
+    (dict(tokenizer_steps=0), "tokenizer", "0 steps of the tokenizer"),
+    (dict(init="x", inflate="central"), "tokenizer", "give one of them"),
+    (dict(transformer=replace(TRANSFORMERS["toy"], num_heads=3)), "all", "does not make 3 heads"),
+    (dict(transformer=replace(TRANSFORMERS["toy"], hidden_size=136)), "all", "16 divides, got 136"),
+    (dict(init="nowhere"), "all", "no checkpoint nowhere/tokenizer.pt")])
+def test_what_would_fail_later_is_refused_before_anything_is_trained(tmp_path, change, stage,
+                                                                     complaint):
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        train.train(replace(PRESETS["toy"], **change), DataConfig(dataset="shapes"), tmp_path,
+                    stage=stage, draw=False)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_settings_are_kept_as_plain_data_whatever_they_are_given_as(tmp_path):
+    config = TrainConfig(init=tmp_path, lpips_weights=tmp_path, tasks=["FP", "CG"])
+    assert config == TrainConfig(init=str(tmp_path), lpips_weights=str(tmp_path),
+                                 tasks=("FP", "CG"))

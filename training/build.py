@@ -162,8 +162,12 @@ def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int,
         config.discriminator_config()
     tokenizer = without_weights(lambda: build_tokenizer(config.tokenizer_config()))
     size = transformer_config(config, num_classes, tokenizer)
-    if "transformer" in stages and config.start_local and size.hidden_size % 8:
-        raise ValueError(f"start_local needs a hidden size that 8 divides, got {size.hidden_size}")
+    if size.hidden_size % size.num_heads:
+        raise ValueError(f"hidden size {size.hidden_size} does not make {size.num_heads} heads")
+    if "transformer" in stages and config.start_local and size.hidden_size % 16:
+        raise ValueError(f"start_local needs a hidden size that 16 divides, got {size.hidden_size}")
+    if config.init and config.inflate:
+        raise ValueError("init and inflate both say where the tokenizer starts; give one of them")
     if config.codebook_from_data and not hasattr(tokenizer, "quantizer"):
         raise ValueError(f"a {type(tokenizer).__name__} has no codebook to start; give "
                          "--no-codebook-from-data")

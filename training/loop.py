@@ -4,13 +4,14 @@ Paper   App. B.2 (learning rate); the rest is what keeps a long run alive
 
 Shapes  none: a Stage knows its step and its batches, the loop neither videos nor tokens
 
-Read    Stage and fit. Then what they lean on: Processes, StopSignal, Prefetch, Log, the refusals,
+Read    Stage and fit. Then what they lean on: Processes, StopSignal, prefetched, the refusals,
         TokenizerWatch.
 
 Run:    python -m training.loop       the learning rate over a run, as a table
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,7 +23,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import numpy as np
 import torch
@@ -178,27 +179,29 @@ def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
             save_checkpoint(path, dict(stage=stage.name, step=step, finished=step == total,
                                        config=plain, origin=stage.origin, **stage.trainee.state()))
 
-    saved = start
-    log = Log(run / "log.jsonl", stage.name, processes.rank)
-    with StopSignal(processes.device) as stop, Prefetch(stage.batch_of) as batches, tqdm(
+    saved, begin = start, time.time()
+    batches = prefetched(stage.batch_of, start, total)
+    with StopSignal(processes.device) as stop, contextlib.closing(batches), tqdm(
             total=total, initial=start, desc=stage.name, disable=processes.rank > 0,
             mininterval=1.0) as bar:
-        for step in range(start, total):
+        for step, batch in enumerate(batches, start):
             rate = learning_rate(step, stage.peak_rate, stage.warmup, total)
             for optimizer in stage.trainee.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             torch.manual_seed(seed_of(config.seed, processes.rank, step))            # dropout
-            terms = average_terms(stage.step(stage.trainee, batches(step, step + 1 < total),
-                                             config))
+            terms = average_terms(stage.step(stage.trainee, batch, config))
             refuse_nonfinite(stage.name, step, terms, saved, path)
             shown = stage.watch(step, terms)
             bar.set_postfix({"loss": f"{terms['loss'].item():.3f}", **shown}, refresh=False)
             bar.update()
-            returned = on_step(name, step, terms) if on_step and processes.rank == 0 else None
-            if step % 10 == 0 or step + 1 == total or returned:
-                log(step, rate, terms, shown | (returned or {}))
             done = step + 1
+            if processes.rank == 0:
+                returned = on_step(name, step, terms) if on_step else None
+                if step % 10 == 0 or done == total or returned:
+                    write_log(run / "log.jsonl", dict(
+                        stage=stage.name, step=step, rate=rate,
+                        seconds=round(time.time() - begin, 2), **terms) | shown | (returned or {}))
             if done % config.save_every == 0 or done == total:
                 save(done)
                 saved = done
@@ -216,44 +219,24 @@ def seed_of(seed: int, rank: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-class Prefetch:
-    """Prepares the batch of the next step in a thread while this step computes."""
-
-    def __init__(self, batch_of: Callable[[int], object]):
-        self.batch_of, self.pool, self.waiting = batch_of, ThreadPoolExecutor(1), {}
-
-    def __enter__(self) -> Prefetch:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-    def __call__(self, step: int, more: bool) -> object:
-        batch = self.waiting.pop(step, None) or self.pool.submit(self.batch_of, step)
-        result = batch.result()
-        if more:
-            self.waiting[step + 1] = self.pool.submit(self.batch_of, step + 1)
-        return result
+def prefetched(batch_of: Callable[[int], object], start: int, total: int) -> Iterator[object]:
+    """The batches of steps start .. total-1; the next is prepared in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(batch_of, start)
+        for step in range(start, total):
+            batch = waiting.result()
+            if step + 1 < total:
+                waiting = pool.submit(batch_of, step + 1)
+            yield batch
 
 
-class Log:
-    """log.jsonl: a line every ten steps, of the last step, and whenever on_step has something to
-    say, written by the first process. After a stop some steps are there twice."""
-
-    def __init__(self, path: Path, stage: str, rank: int):
-        self.path, self.stage, self.rank, self.begin = path, stage, rank, time.time()
-
-    def __call__(self, step: int, rate: float, terms: dict, shown: dict) -> None:
-        if self.rank:
-            return
-        numbers = {name: round(float(term), 6) for name, term in terms.items()
-                   if isinstance(term, Tensor) and term.ndim == 0}
-        shown = {name: float(value) if isinstance(value, Tensor) else value
-                 for name, value in shown.items()}
-        line = dict(stage=self.stage, step=step, rate=rate, seconds=round(time.time() - self.begin,
-                                                                          2), **numbers, **shown)
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+def write_log(path: Path, line: dict) -> None:
+    """Add a line to log.jsonl, tensors as numbers. After a stop some steps are there twice."""
+    plain = {name: round(value.item(), 6) if isinstance(value, Tensor) else value
+             for name, value in line.items()
+             if not isinstance(value, Tensor) or value.ndim == 0}
+    with open(path, "a") as file:
+        file.write(json.dumps(plain) + "\n")
 
 
 def refuse_nonfinite(stage: str, step: int, terms: dict, saved: int, path: Path) -> None:
@@ -272,15 +255,16 @@ def refuse_other_configuration(path: Path, plain: dict[str, dict], configs: dict
     """ValueError naming the settings in which a checkpoint differs from the run to be resumed.
 
     A setting that the checkpoint does not know had its default. Not compared: what may change on
-    the way (each field says so), and stage 2's settings where stage 1 is resumed.
+    the way (each field says so), the sizes of fresh weights, and stage 2's settings where stage 1
+    is resumed.
     """
     different = []
     stage_2 = isinstance(configs["network"], TransformerConfig)
     for part, new in configs.items():
         old = from_plain(plain[part], type(new))
         for each in dataclasses.fields(new):
-            free = each.metadata.get("may_change") or (
-                not stage_2 and each.metadata.get("group") == STAGE_2.args[0])
+            free = (each.metadata.get("may_change") or each.name in ("residual_gain", "latent_gain")
+                    or not stage_2 and each.metadata.get("group") == STAGE_2.args[0])
             there, here = getattr(old, each.name, None), getattr(new, each.name)
             if not free and there != here:
                 different.append(f"{part}.{each.name} {there!r} there, {here!r} here")

@@ -82,10 +82,11 @@ def plan(name: str, config: TrainConfig) -> str:
 def doubts(config: TrainConfig, stage: str, videos: int) -> list[str]:
     """What is odd about the length of a stage, in words; nothing for a run of sensible length."""
     steps, warmup = config.steps(stage, videos)
+    flag = f"--{'transformer' if stage == 'transformer' else 'tokenizer'}-warmup"
     words = []
     if warmup >= steps:
         words.append(f"{steps:,} steps, and {warmup:,} of warm-up: the learning rate never reaches "
-                     f"its peak (--{stage}-warmup)")
+                     f"its peak ({flag})")
     start = config.tokenizer_ema ** steps
     if stage != "transformer" and start > 0.05:
         words.append(f"after {steps:,} steps the averaged weights are still {start:.0%} those of "

@@ -56,7 +56,8 @@ class TrainConfig(Recipe):
     tokenizer_beta2: float = STAGE_1(0.99, "of Adam, App. B.2")
     codebook_from_data: bool = STAGE_1(False, "ours: codes start at latents of the first clips")
     inflate: str = STAGE_1("", "central or average: start from the run's 2D-VQ (--stage image)")
-    lpips_weights: str = STAGE_1("", "folder with the weights of the perceptual loss")
+    lpips_weights: str = STAGE_1("", "folder with the weights of the perceptual loss",
+                                 may_change=True)
 
     tasks: tuple[str, ...] = STAGE_2(("CG",), "one is drawn per step; name one twice to weigh it "
                                      "more; MT8 and MT10 are the paper's sets")
@@ -85,6 +86,10 @@ class TrainConfig(Recipe):
     compile: bool = MACHINE(False, "torch.compile", may_change=True)
     save_every: int = MACHINE(500, "steps between checkpoints", may_change=True)
 
+    def __post_init__(self):
+        for name, kind in (("init", str), ("lpips_weights", str), ("tasks", tuple)):
+            object.__setattr__(self, name, kind(getattr(self, name)))    # plain data, as saved
+
     @property
     def clip_shape(self) -> tuple[int, int, int]:
         return self.frames, self.resolution, self.resolution
@@ -96,14 +101,21 @@ class TrainConfig(Recipe):
                     temperature=self.decode_temperature)
 
     def tokenizer_config(self):
-        config = self.tokenizer if dataclasses.is_dataclass(self.tokenizer) else (
-            _row(TOKENIZERS, self.tokenizer, "tokenizer"))
+        config = self.tokenizer
+        if not dataclasses.is_dataclass(config):
+            if config not in TOKENIZERS:
+                raise ValueError(f"tokenizer {config!r} is unknown; choose from "
+                                 f"{' '.join(TOKENIZERS)}")
+            config = TOKENIZERS[config]
         return replace(config, padding=self.padding) if self.padding else config
 
     def discriminator_config(self) -> DiscriminatorConfig:
         config = self.discriminator or self.tokenizer
         if not isinstance(config, DiscriminatorConfig):
-            config = _row(DISCRIMINATORS, config, "discriminator")
+            if config not in DISCRIMINATORS:
+                raise ValueError(f"discriminator {config!r} is unknown; give --discriminator, one "
+                                 f"of {' '.join(DISCRIMINATORS)}, or --adversarial-weight 0")
+            config = DISCRIMINATORS[config]
         return replace(config, resolution=self.clip_shape)
 
     def steps(self, stage: str, videos: int) -> tuple[int, int]:
@@ -131,12 +143,6 @@ class TrainConfig(Recipe):
             refuse_leak(task, (self.frames, 16, 16), self.condition_frames)
         if not self.tasks:
             raise ValueError("no tasks; name some of " + " ".join(TASKS))
-
-
-def _row(table: dict, name: str, what: str):
-    if name not in table:
-        raise ValueError(f"{what} {name!r} is unknown; choose from {' '.join(table)}")
-    return table[name]
 
 
 # Sec. 4.1, App. B.2, App. B.3: what differs between data sets. Frames, stride, learning rates and

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from data.source import ClipSource, load_batch
 from steps import Trainee
-from tokenizer import inflate
-from training.checkpoint import load_checkpoint, load_network
+from tokenizer import TokenizerConfig, inflate
+from training.build import from_plain, transformer_config
+from training.checkpoint import load_checkpoint, load_network, previous
 from training.presets import TrainConfig
-from transformer import TRANSFORMERS, MaskedTransformer
+from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
 
 def start_stage(trainee: Trainee, stage: str, config: TrainConfig, source: ClipSource, run: Path,
@@ -34,6 +35,8 @@ def start_stage(trainee: Trainee, stage: str, config: TrainConfig, source: ClipS
     grid: (t, h, w) of the tokens, for stage 2. Returns what a checkpoint should say of it: nothing,
     or the run that the weights are from.
     """
+    if any(path.exists() for path in (run / f"{stage}.pt", previous(run / f"{stage}.pt"))):
+        return {}                                        # the weights are in the checkpoint
     if stage == "transformer":
         transformer = trainee.networks["transformer"]
         if config.init:
@@ -105,19 +108,38 @@ def start_local(model: MaskedTransformer, grid: tuple[int, int, int]) -> None:
 # From another run (fine-tuning)
 
 def tokenizer_from_run(trainee: Trainee, init: Path) -> dict:
-    """The averaged weights of another run's tokenizer, and its discriminator where both have one.
-
-    ValueError where the networks differ.
-    """
+    """The averaged weights of another run's tokenizer; its discriminator where both have one."""
     state = load_checkpoint(init / "tokenizer.pt")
-    tokenizer, other = trainee.networks["tokenizer"], load_network(state)
-    if type(tokenizer) is not type(other) or tokenizer.config != other.config:
-        raise ValueError(f"the tokenizer of {init} is {other.config}; this run's is "
-                         f"{tokenizer.config}: give --tokenizer and --padding of that run")
-    tokenizer.load_state_dict(other.state_dict())
+    trainee.networks["tokenizer"].load_state_dict(load_network(state).state_dict())
     if "discriminator" in trainee.networks and "discriminator" in state:
         trainee.networks["discriminator"].load_state_dict(state["discriminator"])
     return dict(run=str(init.resolve()), step=state["step"])
+
+
+def refuse_other_networks(config: TrainConfig, stages: list[str], num_classes: int) -> None:
+    """ValueError, before anything is trained, where the run config.init has other networks."""
+    init = Path(config.init)
+    saved = {stage: load_checkpoint(init / f"{stage}.pt")["config"]["network"] for stage in stages}
+    if "tokenizer" in saved:
+        ours, theirs = config.tokenizer_config(), from_plain(saved["tokenizer"], TokenizerConfig)
+        if isinstance(theirs, TokenizerConfig) and isinstance(ours, TokenizerConfig):
+            # The gains say how fresh weights are drawn, which these are not.
+            theirs = replace(theirs, residual_gain=ours.residual_gain,
+                             latent_gain=ours.latent_gain)
+        if ours != theirs:
+            raise ValueError(f"the tokenizer of {init} is {theirs}; this run's is {ours}: give "
+                             "--tokenizer and --padding of that run")
+    if "transformer" in saved:
+        refuse_other_size(transformer_config(config, num_classes),
+                          from_plain(saved["transformer"], TransformerConfig), init)
+
+
+def refuse_other_size(ours: TransformerConfig, theirs: TransformerConfig, init: Path) -> None:
+    """ValueError where a transformer cannot start from that of the run `init`."""
+    names = ("num_classes", "num_tasks", "task_names", "hidden_dropout", "attention_dropout")
+    if replace(theirs, **{name: getattr(ours, name) for name in names}) != ours:
+        raise ValueError(f"the transformer of {init} is {theirs}; this run's is {ours}: only "
+                         "classes, tasks and dropout may differ")
 
 
 @torch.no_grad()
@@ -130,11 +152,7 @@ def transformer_from_run(model: MaskedTransformer, init: Path, class_names: list
     """
     state = load_checkpoint(init / "transformer.pt")
     other = load_network(state)
-    names = ("num_classes", "num_tasks", "task_names", "hidden_dropout", "attention_dropout")
-    same = {name: getattr(model.config, name) for name in names}
-    if replace(other.config, **same) != model.config:
-        raise ValueError(f"the transformer of {init} is {other.config}; this run's is "
-                         f"{model.config}: only classes, tasks and dropout may differ")
+    refuse_other_size(model.config, other.config, init)
     theirs = list(state["config"]["data"]["class_names"])
     rows = {code: code for code in range(model.config.codebook_size)}             # ours -> theirs
     first, first_there = (network.config.codebook_size for network in (model, other))
