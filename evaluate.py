@@ -28,11 +28,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -75,6 +74,7 @@ class Job(NamedTuple):
     source: ClipSource
     judges: dict[str, nn.Module]
     request: Request            # complete: nothing in it is left to the protocol
+    size: int                   # pixels at which videos are judged
     settings: dict              # whatever the rows of the real clips depend on
     processes: Processes
 
@@ -109,9 +109,9 @@ def evaluate_protocol(run: str | Path, name: str, data: DataConfig | ClipSource 
                                  trained_on=trained_on(job.run, data))
             results[task] = dict(entry(metric, number, count, folds, job.judges, reasons)
                                  for metric, number in numbers.items())
-            if "codes" in fake:
-                used = np.unpackbits(np.bitwise_or.reduce(fake["codes"].numpy())).sum()
-                results[task]["codes"] = dict(used=int(used), of=job.run.tokenizer.codebook_size)
+            if "used" in fake:
+                used = fake["used"].any(0)
+                results[task]["codes"] = dict(used=int(used.sum()), of=len(used))
     return conclude(job, name, len(distinct), results) if processes.rank == 0 else None
 
 
@@ -130,14 +130,14 @@ def open_job(folder: Path, name: str, data: DataConfig | ClipSource | None, requ
     tasks = request.tasks or [protocol.tasks[0] if name != "own" else measurable_tasks(run)[0]]
     source = open_real(name, data, run)
     usual = run.config.decoding if name == "own" else protocol.decoding
-    request = Request(tasks, metrics, count, usual | request.decoding, request.batch, request.seed,
-                      request.infinity)
+    request = replace(request, tasks=tasks, metrics=metrics, samples=count,
+                      decoding=usual | request.decoding)
+    size = measured_size(protocol, run.config)
     settings = dict(data=source.fingerprint(), clips=(protocol.windows, protocol.crops),
                     seed=request.seed, batch=request.batch, device=processes.device.type,
-                    size=(run.config.frames, run.config.stride, run.config.resolution,
-                          measured_size(protocol, run.config)),
+                    size=(run.config.frames, run.config.stride, run.config.resolution, size),
                     weights={metric: judge.weights for metric, judge in judges.items()})
-    return Job(run, protocol, source, judges, request, settings, processes)
+    return Job(run, protocol, source, judges, request, size, settings, processes)
 
 
 def trained_on(run: Run, data: DataConfig | ClipSource | None) -> bool:
@@ -152,8 +152,7 @@ def real_rows(job: Job, clips: list[Clip]) -> Tensor:
     """I3D's logits of real clips, (n, 400)."""
     def compute(part: list[Clip], first: int) -> Rows:
         video, _ = load_clips(job.source, part, job.processes.device)
-        return measure_videos(job.judges, ["fvd"], to_measure(video, measured_size(
-            job.protocol, job.run.config)))
+        return measure_videos(job.judges, ["fvd"], to_measure(video, job.size))
 
     settings = job.settings | dict(weights=job.judges["fvd"].weights)
     folder = job.run.folder / "features" / f"real-{digest(settings)}"
@@ -164,15 +163,14 @@ def real_rows(job: Job, clips: list[Clip]) -> Tensor:
 def fake_rows(job: Job, task: str, clips: list[Clip]) -> Rows:
     """What the metrics must know of the samples that belong to these clips, in order."""
     run, request = job.run, job.request
-    classes = task in TASKS and TASKS[task].class_conditional
 
     def compute(part: list[Clip], first: int) -> Rows:
         real, label = load_clips(job.source, part, job.processes.device)
-        label = run_labels(label, job.source, run.class_names) if classes else label
-        fake, codes = sample_videos(run, task, real, label, request.decoding, request.seed, first)
-        pair = (to_measure(video, measured_size(job.protocol, run.config))
-                for video in (fake, real))
-        return measure_videos(job.judges, request.metrics, *pair) | codes
+        if task in TASKS and TASKS[task].class_conditional:
+            label = run_labels(label, job.source, run.class_names)
+        fake, used = sample_videos(run, task, real, label, request.decoding, request.seed, first)
+        pair = to_measure(fake, job.size), to_measure(real, job.size)
+        return measure_videos(job.judges, request.metrics, *pair) | used
 
     settings = job.settings | dict(decoding=request.decoding, metrics=sorted(request.metrics),
                                    precision=run.config.precision,
@@ -203,8 +201,6 @@ def conclude(job: Job, name: str, distinct: int, results: dict) -> dict:
     print(f"wrote {path}")
     return outcome
 
-
-# ---------------------------------------------------------------------------------------------
 
 def print_abilities(directory: str) -> None:
     """Without a run: which protocol could give which number with the weights at hand."""
@@ -243,9 +239,8 @@ def main() -> None:
     parser.add_argument("--infinity", action="store_true", help="also FVD at endless samples")
     parser.add_argument("--speed", action="store_true", help="frames per second")
     parser.add_argument("--clips", type=int, default=64, help="of the report")
-    options = parser.parse_args()
     try:
-        dispatch(options)
+        dispatch(parser.parse_args())
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"evaluate.py: {error}")
     finally:

@@ -2,7 +2,7 @@
 
 Paper   Fig. 2 (tasks), Fig. 3 (steps), Sec. 3.2 (why not simply unmask)
 
-Shapes  assets/toy, or a run of yours -> clips, tokens, samples -> pictures.py -> assets/*.png, *.gif
+Shapes  assets/toy, or a run of yours -> clips, tokens, samples -> pictures.py -> assets/
 
 Read    FIGURES at the end, then the function of the picture you want to change.
 

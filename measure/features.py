@@ -69,21 +69,20 @@ def open_judges(metrics: list[str], directory: str | Path | None, device: torch.
     directory None: random weights, whose numbers mean nothing.
     """
     judges = {}
-    for metric in metrics:
-        if metric in JUDGES:
-            network, load = JUDGES[metric]
-            try:
-                judges[metric] = load(directory) if directory else randomize(network(), 0)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"{error}; or leave {METRICS[metric]} out (--metrics), or "
-                                        "try the pipeline with --random-weights") from None
-            judges[metric].to(device)
+    for metric in (metric for metric in metrics if metric in JUDGES):
+        network, load = JUDGES[metric]
+        try:
+            judge = load(directory) if directory else randomize(network(), 0)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; or leave {METRICS[metric]} out (--metrics), or "
+                                    "try the pipeline with --random-weights") from None
+        judges[metric] = judge.to(device)
     return judges
 
 
 @torch.no_grad()
 def measure_videos(judges: dict[str, nn.Module], metrics: list[str], video: Tensor,
-         real: Tensor | None = None) -> Rows:
+                   real: Tensor | None = None) -> Rows:
     """What the metrics must know of videos (B, 3, T, H, W) in [0, 1], a row for each.
 
     "fvd" (B, 400) and "is" (B, 101): logits. "psnr", "ssim", "lpips" (B,): means over all frames,
@@ -114,7 +113,7 @@ def open_real(name: str, data: DataConfig | ClipSource | None, run: Run) -> Clip
     if isinstance(data, DataConfig):
         index = run.folder / "features" / f"videos-{digest(as_plain(data))}.json"
         return open_source(data, shape, stride=stride, index=index)
-    if data is not None and not isinstance(data, DataConfig):
+    if data is not None:
         return open_source(data, shape)
     if name == "toy" and run.data.dataset != "shapes":
         raise ValueError(f"protocol toy is for runs on the drawn clips; {run.folder} was trained "
@@ -138,17 +137,15 @@ def sample_videos(run: Run, task: str, video: Tensor, label: Tensor, decoding: d
     """Samples first, first + 1, ... given their real clips (B, 3, T, H, W) and labels (B,).
 
     task "reconstruction" takes them through the tokenizer and back, and returns beside the video
-    which codes each has used, (B, K / 8) bits. label: of the run's classes.
+    which codes each has used, (B, K) bool. label: of the run's classes.
     """
     tokenizer = run.tokenizer
     with autocast(run.config.precision, video.device):
         if task == "reconstruction":
-            tokens = tokenizer.encode(video).flatten(1)
+            tokens = tokenizer.encode(video)
             used = torch.zeros(len(video), tokenizer.codebook_size, dtype=torch.bool)
-            used.scatter_(1, tokens.cpu(), True)
-            shape = tokenizer.latent_shape(*video.shape[2:])
-            decoded = tokenizer.decode(tokens.view(-1, *shape)).float().clamp(0, 1)
-            return decoded, {"codes": torch.from_numpy(np.packbits(used.numpy(), axis=1))}
+            used.scatter_(1, tokens.flatten(1).cpu(), True)
+            return tokenizer.decode(tokens).float().clamp(0, 1), {"used": used}
         noise = noise_of(seed, task, range(first, first + len(video)), video.device)
         return generate(tokenizer, run.transformer, video, task,
                         label if TASKS[task].class_conditional else None, noise=noise,
@@ -185,18 +182,18 @@ def run_labels(label: Tensor, source: ClipSource, names: list[str]) -> Tensor:
 # Rows on disk
 
 def rows_on_disk(folder: Path, items: list, batch: int, compute: Callable[[list, int], Rows],
-           processes: Processes, title: str) -> Rows:
+                 processes: Processes, title: str) -> Rows:
     """compute(items of a batch, its first number), for all batches: from disk where it is there.
 
     A file per batch, written under another name and then renamed: whatever is there is whole.
     Batches are dealt out to processes in turn. Returns all rows, in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(items), batch)
-    mine = starts[processes.rank::processes.world]
-    for first in tqdm(mine, desc=title, disable=processes.rank > 0, mininterval=1.0):
+    files = [(first, folder / f"{first // batch:06}.npz")
+             for first in range(0, len(items), batch)]
+    mine = files[processes.rank::processes.world]
+    for first, path in tqdm(mine, desc=title, disable=processes.rank > 0, mininterval=1.0):
         part = items[first:first + batch]
-        path = folder / f"{first // batch:06}.npz"
         if len(part) != rows_in(path):       # a last batch grows when more samples are asked for
             rows = compute(part, first)
             temporary = folder / f"{path.name}.{os.getpid()}"
@@ -205,19 +202,20 @@ def rows_on_disk(folder: Path, items: list, batch: int, compute: Callable[[list,
             os.replace(temporary, path)
     if dist.is_initialized():
         dist.barrier()
-    parts = []
-    for first in starts:
-        with np.load(folder / f"{first // batch:06}.npz", allow_pickle=False) as arrays:
-            parts.append({key: torch.from_numpy(arrays[key]) for key in arrays.files})
+    parts = [read_rows(path) for _, path in files]
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def read_rows(path: Path) -> Rows:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
 def rows_in(path: Path) -> int:
     """How many videos a file has rows for; 0 where it is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return len(arrays[arrays.files[0]])
-    except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile):
+        return len(next(iter(read_rows(path).values())))
+    except (OSError, ValueError, EOFError, StopIteration, zipfile.BadZipFile):
         return 0
 
 
@@ -229,10 +227,9 @@ def checkpoint_stamps(run: Path) -> list:
 
 def main() -> None:
     """What is stored below a run; without one, which of 14 samples is computed where."""
-    for rank in range(3) if len(sys.argv) != 2 else ():
-        files = [f"{first // 4:06}.npz (samples {first} to {min(first + 4, 14) - 1})"
-                 for first in range(0, 14, 4)[rank::3]]
-        print(f"process {rank} of 3: {', '.join(files)}")
+    for rank in range(3) if len(sys.argv) == 1 else ():
+        print(f"process {rank} of 3 makes", *(f"{first // 4:06}.npz of samples {first}, ..."
+                                              for first in range(0, 14, 4)[rank::3]))
     for folder in sorted(Path(*sys.argv[1:], "features").glob("*/")):
         files = sorted(folder.glob("*.npz"))
         print(f"{folder}: {sum(rows_in(path) for path in files):,} videos in {len(files)} files")

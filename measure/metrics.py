@@ -186,8 +186,6 @@ def over_folds(score: Callable[..., float], folds: int, *sets: Tensor) -> tuple[
     return scores.mean().item(), scores.std(correction=0).item()
 
 
-# ---------------------------------------------------------------------------------------------
-
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
     x = F.interpolate(torch.rand(1, 3, 8, 8, generator=generator), (64, 64), mode="bilinear")

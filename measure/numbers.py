@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor, nn
 
 from commit import TASKS
@@ -32,7 +33,7 @@ def score(metrics: list[str], folds: int, real: Rows, fake: Rows, clips: Tensor 
     def best(values: Tensor, which: Tensor) -> float:
         return best_of_trials(values, which).mean().item()
 
-    numbers = {}
+    numbers, alone = {}, torch.arange(len(next(iter(fake.values()))))
     if "fvd" in metrics:
         numbers["fvd"] = over_folds(fvd, folds, real["fvd"], fake["fvd"])
         if infinity:
@@ -41,10 +42,9 @@ def score(metrics: list[str], folds: int, real: Rows, fake: Rows, clips: Tensor 
     if "is" in metrics:
         numbers["is"] = over_folds(inception_score, folds, fake["is"])
     for name in ("psnr", "ssim", "lpips"):
-        if name in metrics and clips is not None and name != "lpips":
-            numbers[name] = over_folds(best, folds, fake[name], clips)
-        elif name in metrics:                              # the official LPIPS is a plain mean
-            numbers[name] = over_folds(lambda values: values.mean().item(), folds, fake[name])
+        if name in metrics:                                # the official LPIPS is a plain mean
+            which = alone if clips is None or name == "lpips" else clips
+            numbers[name] = over_folds(best, folds, fake[name], which)
     return numbers
 
 
@@ -98,13 +98,11 @@ def print_tasks(results: dict[str, dict[str, dict]]) -> None:
 
 
 def main() -> None:
-    """Four numbers of one value, under the names that they may bear."""
-    results = {}
+    """One value under the names that it may bear."""
+    results, verified = {}, "i3d_pretrained_400.pt, git blob a867b87ac3a9, verified"
     for what, weights, reasons in (
-            ("as published", "i3d_pretrained_400.pt, git blob a867b87ac3a9, verified", []),
-            ("few samples", "i3d_pretrained_400.pt, git blob a867b87ac3a9, verified",
-             ["2,048 samples; wanted 25,600 x 4"]),
-            ("no weights", "random (seed 0)", [])):
+            ("as published", verified, []), ("no weights", "random (seed 0)", []),
+            ("few samples", verified, ["2,048 samples; wanted 25,600 x 4"])):
         judges: dict = dict(fvd=SimpleNamespace(weights=weights))
         results[what] = dict([entry("fvd", (62.0, 0.5), 102_400, 4, judges, reasons)])
     print_numbers("one value, three names", results)

@@ -377,15 +377,15 @@ def randomize(network: Frozen, seed: int) -> Frozen:
 
 
 def main() -> None:
-    directory = Path(sys.argv[1] if len(sys.argv) > 1 else "weights")
     for name, file in WEIGHTS.items():
+        path = Path(sys.argv[1] if len(sys.argv) > 1 else "weights", name)
         try:
-            found = load_weights(directory / name)[1]
+            found = load_weights(path)[1]
         except FileNotFoundError:
             found = "not found"
         except ValueError as error:
             found = f"REFUSED: {error}"
-        print(f"{directory / name}\n    for    {file.serves}\n    from   {file.origin}\n"
+        print(f"{path}\n    for    {file.serves}\n    from   {file.origin}\n"
               f"    hash   {file.kind} {file.hash or 'not published'}\n    here   {found}")
     with torch.device("meta"):
         networks = I3D(), C3D(), LPIPS()

@@ -117,16 +117,18 @@ def real_clips(source: ClipSource, protocol: Protocol, count: int, seed: int = 0
     Without replacement: all clips are visited in a shuffled order, then again in another one
     ("a single data loader", App. B.3). Clip i depends on (seed, i) alone, whatever the count.
     """
-    if protocol.windows:
-        clips = [clip for video in range(len(source))
-                 for clip in uniform_clips(video, source.spare_frames(video), protocol.windows,
-                                           protocol.crops)]
-        return [clips[_visited(len(clips), seed, i)] for i in range(count)]
+    places = [place for video in range(len(source)) for place in (
+        uniform_clips(video, source.spare_frames(video), protocol.windows, protocol.crops)
+        if protocol.windows else [Clip(video, 0, CENTRE, CENTRE)])]
     chosen = []
     for i in range(count):
-        random, video = np.random.default_rng([seed, WINDOW, i]), _visited(len(source), seed, i)
-        start = int(random.integers(source.spare_frames(video) + 1))
-        chosen.append(Clip(video, start, *random.random(2).tolist()))
+        turn, place = divmod(i, len(places))
+        clip = places[shuffled(len(places), seed, ORDER, turn)[place]]
+        if not protocol.windows:
+            random = np.random.default_rng([seed, WINDOW, i])
+            start = int(random.integers(source.spare_frames(clip.video) + 1))
+            clip = Clip(clip.video, start, *random.random(2).tolist())
+        chosen.append(clip)
     return chosen
 
 
@@ -140,10 +142,6 @@ def uniform_clips(video: int, spare: int, windows: int, crops: int) -> list[Clip
     places = [CENTRE] if crops == 1 else np.linspace(0, 1, crops).tolist()
     places = [CENTRE if place == 0.5 else place for place in places]
     return [Clip(video, start, place, place) for start in starts for place in places]
-
-
-def _visited(length: int, seed: int, i: int) -> int:
-    return int(shuffled(length, seed, ORDER, i // length)[i % length])
 
 
 def measured_size(protocol: Protocol, config: TrainConfig) -> int:
@@ -211,14 +209,10 @@ def decoding_in_words(decoding: dict) -> str:
 
 
 def main() -> None:
-    print(f"{'protocol':14} {'samples':>10} {'pixels':>9}  {'task':8} {'decoding':36} real clips")
+    print(f"{'protocol':14} {'samples':>10} {'pixels':>8}  {'decoding':36} real clips")
     for name, protocol in PROTOCOLS.items():
-        pixels = (f"{protocol.resolution}" if protocol.measured_at == protocol.resolution
-                  else f"{protocol.resolution}>{protocol.measured_at}")
-        more = f" +{len(protocol.tasks) - 1}" if len(protocol.tasks) > 1 else ""
-        print(f"{name:14} {protocol.samples:>6,} x {protocol.folds} {pixels:>8}  "
-              f"{protocol.tasks[0] + more:8} {decoding_in_words(protocol.decoding):36} "
-              f"{protocol.rule}")
+        print(f"{name:14} {protocol.samples:>6,} x {protocol.folds} {protocol.measured_at:>8}  "
+              f"{decoding_in_words(protocol.decoding):36} {protocol.rule}")
 
 
 if __name__ == "__main__":

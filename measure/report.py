@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -40,46 +41,53 @@ from training.checkpoint import Run, load_checkpoint, load_network, load_run
 def evaluate_reconstruction(tokenizer: nn.Module, source: ClipSource, clips: int,
                             batch: int = 16) -> dict:
     """PSNR, SSIM and codes used, of centre clips through the tokenizer and back."""
-    values, used = dict(psnr=[], ssim=[]), torch.zeros(tokenizer.codebook_size, dtype=torch.bool)
+    values, used = [], torch.zeros(tokenizer.codebook_size, dtype=torch.bool)
     device = next(tokenizer.parameters()).device
     for step in range(-(-clips // batch)):
         video, _ = load_batch(source, step, batch, seed=0, augment=False)
         tokens = tokenizer.encode(video.to(device))
         used[tokens.unique().cpu()] = True
         pair = frames_of(tokenizer.decode(tokens).clamp(0, 1)).cpu(), frames_of(video)
-        values["psnr"].append(psnr(*pair).mean(1))
-        values["ssim"].append(ssim(*pair).mean(1))
-    means = {name: round(torch.cat(parts)[:clips].mean().item(), 3)
-             for name, parts in values.items()}
-    return dict(**means, codes_used=int(used.sum()), codes=len(used),
-                codes_used_share=round(used.float().mean().item(), 3), clips=clips)
+        values.append(torch.stack([psnr(*pair).mean(1), ssim(*pair).mean(1)]))
+    means = torch.cat(values, dim=1)[:, :clips].mean(1).tolist()
+    return dict(psnr=round(means[0], 3), ssim=round(means[1], 3), codes_used=int(used.sum()),
+                codes=len(used), codes_used_share=round(used.float().mean().item(), 3), clips=clips)
 
 
-def evaluate_tasks(tokenizer: nn.Module, model: nn.Module, source: ClipSource, tasks: list[str],
-                   clips: int, condition_frames: int, decoding: dict, seed: int = 0) -> dict:
+def do_each(run: Run, tasks: list[str], video: Tensor, label: Tensor, *, condition_frames: int,
+            seed: int = 0, **decoding) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Each task with what it generates of videos (B, 3, T, H, W), its condition, what is given.
+
+    The last two as of make_condition. Tasks that need a class are left out where label (B,) has
+    a NO_LABEL or the run knows no classes.
+    """
+    generator = torch.Generator(video.device).manual_seed(seed)
+    for task in tasks:
+        conditional = TASKS[task].class_conditional
+        if conditional and ((label == NO_LABEL).any() or not run.transformer.no_class):
+            continue
+        generated = generate(run.tokenizer, run.transformer, video, task,
+                             label if conditional else None, condition_frames=condition_frames,
+                             generator=generator, **decoding)
+        yield task, generated, *make_condition(video, task, condition_frames)
+
+
+def evaluate_tasks(run: Run, source: ClipSource, tasks: list[str], clips: int) -> dict:
     """Per task: PSNR against the real clip inside the given region, outside it, and over all.
 
     Inside says how well the condition is kept; outside need not be high, since many videos fit
-    a condition. Tasks that need a class are left out where a clip has none.
+    a condition.
     """
-    table = {}
-    device = next(model.parameters()).device
-    video, label = load_batch(source, 0, clips, seed=seed, augment=False)
-    video, label = video.to(device), label.to(device)
-    generator = torch.Generator(device).manual_seed(seed)
-    for task in tqdm(tasks, desc="tasks", mininterval=1.0):
-        conditional = TASKS[task].class_conditional
-        if conditional and (label == NO_LABEL).any():
-            continue
-        generated = generate(tokenizer, model, video, task, label if conditional else None,
-                             condition_frames=condition_frames, generator=generator, **decoding)
+    table, device = {}, next(run.transformer.parameters()).device
+    video, label = (each.to(device) for each in load_batch(source, 0, clips, 0, augment=False))
+    done = do_each(run, tasks, video, label, condition_frames=run.config.condition_frames,
+                   **run.config.decoding)
+    for task, generated, _, valid in tqdm(done, "tasks", len(tasks), mininterval=1.0):
         error = (generated - video).square()
-        _, valid = make_condition(video, task, condition_frames)
         given = valid.expand_as(error)
+        regions = dict(psnr_given=given, psnr_generated=~given, psnr=torch.ones_like(given))
         table[task] = {name: round(-10 * error[region].mean().log10().item(), 2) if region.any()
-                       else None for name, region in
-                       (("psnr_given", given), ("psnr_generated", ~given),
-                        ("psnr", torch.ones_like(given)))}
+                       else None for name, region in regions.items()}
     return table
 
 
@@ -89,15 +97,16 @@ def measure_classes(tokenizer: nn.Module, model: nn.Module, samples: int, decodi
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     labels = torch.arange(samples, device=device) % model.no_class
-    blank = torch.zeros(1, 3, MovingShapes.T, MovingShapes.H, MovingShapes.W, device=device)
-    right = torch.zeros(2)
+    size = MovingShapes.T, MovingShapes.H, MovingShapes.W
+    shapes, directions = 0, 0
     for part in tqdm(labels.split(batch), desc="classes", mininterval=1.0):
-        video = generate(tokenizer, model, blank.expand(len(part), -1, -1, -1, -1), "CG", part,
-                         generator=generator, **decoding)
+        blank = torch.zeros(len(part), 3, *size, device=device)
+        video = generate(tokenizer, model, blank, "CG", part, generator=generator, **decoding)
         shape, direction = MovingShapes.recognize(video)
-        right += torch.stack([(shape == part // 4).sum(), (direction == part % 4).sum()]).cpu()
-    shape, direction = (right / samples).tolist()
-    return dict(right_shape=round(shape, 4), right_direction=round(direction, 4), samples=samples)
+        shapes += int((shape == part // 4).sum())
+        directions += int((direction == part % 4).sum())
+    return dict(right_shape=round(shapes / samples, 4),
+                right_direction=round(directions / samples, 4), samples=samples)
 
 
 def measurable_tasks(run: Run) -> list[str]:
@@ -116,22 +125,18 @@ def report(folder: str | Path, clips: int = 64, samples: int = 256,
     run = load_run(folder, device)
     held_out = run.data.has_held_out or source is not None
     source = source or run.held_out(run.folder / "videos-test.json")
-    config, tasks = run.config, measurable_tasks(run)
+    config, tasks, clips = run.config, measurable_tasks(run), min(clips, len(source))
     metrics: dict = dict(data="held-out clips" if held_out else
                          "centre clips of the training videos: not held out",
                          decoding=config.decoding)
     with autocast(config.precision, device):                         # as the tokens were learned
-        metrics["reconstruction"] = evaluate_reconstruction(run.tokenizer, source,
-                                                            min(clips, len(source)))
+        metrics["reconstruction"] = evaluate_reconstruction(run.tokenizer, source, clips)
         state = load_checkpoint(run.folder / "tokenizer.pt")
         if "ema" in state and config.tokenizer_ema ** state["step"] > 0.05:
             # A short run's average still holds its start, and can turn a comparison round.
             raw = load_network(state, device, averaged=False)
-            metrics["reconstruction_not_averaged"] = evaluate_reconstruction(
-                raw, source, min(clips, len(source)))
-        metrics["tasks"] = evaluate_tasks(run.tokenizer, run.transformer, source, tasks,
-                                          min(16, len(source)), config.condition_frames,
-                                          config.decoding)
+            metrics["reconstruction_not_averaged"] = evaluate_reconstruction(raw, source, clips)
+        metrics["tasks"] = evaluate_tasks(run, source, tasks, min(16, len(source)))
         if run.data.dataset == "shapes" and "CG" in tasks:
             metrics["class_conditional_generation"] = measure_classes(
                 run.tokenizer, run.transformer, samples, config.decoding)
@@ -147,41 +152,35 @@ def report(folder: str | Path, clips: int = 64, samples: int = 256,
 
 def draw_run(run: Run, source: ClipSource, tasks: list[str]) -> list[str]:
     """reconstruction.gif, samples.gif and, if there is a log, loss.png; returns what it drew."""
-    device = next(run.transformer.parameters()).device
-    video, label = load_batch(source, 0, min(4, len(source)), seed=1, augment=False)
-    decoded = run.tokenizer.decode(run.tokenizer.encode(video.to(device))).clamp(0, 1)
-    names = [source.class_names[i] if i != NO_LABEL else f"clip {n}"
-             for n, i in enumerate(label.tolist())]
-    write_grid(run.folder / "reconstruction.gif", [
-        (name, list(pair)) for name, pair in zip(names, zip(video, decoded))], ["real", "decoded"])
-    draw_samples(run, video[:1].to(device), None if label[0] == NO_LABEL else int(label[0]),
+    video, labels = load_batch(source, 0, min(4, len(source)), seed=1, augment=False)
+    video = video.to(next(run.transformer.parameters()).device)
+    decoded = run.tokenizer.decode(run.tokenizer.encode(video)).clamp(0, 1)
+    rows = [(f"clip {n}" if label == NO_LABEL else source.class_names[label], [real, ours])
+            for n, (label, real, ours) in enumerate(zip(labels, video, decoded))]
+    write_grid(run.folder / "reconstruction.gif", rows, ["real", "decoded"])
+    draw_samples(run, video[:1], None if labels[0] == NO_LABEL else int(labels[0]),
                  run.folder / "samples.gif", tasks, condition_frames=run.config.condition_frames,
                  **run.config.decoding)
-    if not (run.folder / "log.jsonl").exists():
-        return ["reconstruction.gif", "samples.gif"]
-    draw_losses(run.folder / "log.jsonl", run.folder / "loss.png")
-    return ["reconstruction.gif", "samples.gif", "loss.png"]
+    pictures = ["reconstruction.gif", "samples.gif"]
+    if (run.folder / "log.jsonl").exists():
+        draw_losses(run.folder / "log.jsonl", run.folder / "loss.png")
+        pictures.append("loss.png")
+    return pictures
 
 
 def draw_samples(run: Run, video: Tensor, label: int | None, path: str | Path, tasks: list[str],
-                 *, condition_frames: int = 1, samples: int = 2, seed: int = 0,
-                 **decoding) -> None:
+                 *, condition_frames: int = 1, samples: int = 2, **decoding) -> None:
     """Write a GIF (or a PNG contact sheet): a row per task, given | generated ... | real.
 
     video (1, 3, T, H, W) in [0, 1]. Tasks that need a class are left out where label is None.
+    decoding: the keywords of commit_decode, and a seed.
     """
-    generator = torch.Generator(video.device).manual_seed(seed)
-    rows = []
-    for task in tasks:
-        conditional = TASKS[task].class_conditional
-        if conditional and (label is None or run.transformer.no_class == 0):
-            continue
-        labels = torch.full((samples,), label, device=video.device) if conditional else None
-        generated = generate(run.tokenizer, run.transformer,
-                             video.expand(samples, -1, -1, -1, -1), task, labels,
-                             condition_frames=condition_frames, generator=generator, **decoding)
-        condition, valid = make_condition(video, task, condition_frames)
-        given = torch.where(valid, condition, 0.5 + 0.5 * video.mean()).clamp(0, 1)
+    labels = torch.full((samples,), NO_LABEL if label is None else label, device=video.device)
+    grey, rows = 0.5 + 0.5 * video.mean(), []
+    for task, generated, condition, valid in do_each(
+            run, tasks, video.expand(samples, -1, -1, -1, -1), labels,
+            condition_frames=condition_frames, **decoding):
+        given = torch.where(valid, condition, grey).clamp(0, 1)
         rows.append((f"{task}\n{TASKS[task].title}", [given[0], *generated, video[0]]))
     write_grid(path, rows, ["given", *["generated"] * samples, "real"])
 
@@ -204,22 +203,20 @@ def draw_losses(log: Path, path: Path) -> None:
 
 def do_tasks(options: argparse.Namespace) -> None:
     """What decode.py's command line asks; ValueError, in one line, where it makes no sense."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = load_run(options.run, device)
-    names, trained = run.class_names, measurable_tasks(run)
+    run = load_run(options.run, "cuda" if torch.cuda.is_available() else "cpu")
+    names, label, every = run.class_names, None, "all" in options.task
     if options.video:
-        video, label = load_clip(options.video, run.config.clip_shape, options.start,
-                                 options.stride), None
+        video = load_clip(options.video, run.config.clip_shape, options.start, options.stride)
         if run.data.dataset == "shapes":
             print(f"{options.run} has seen drawn shapes only: of real videos it makes shapes too",
                   file=sys.stderr)
     else:
-        clip, label = run.held_out().clip(options.clip, None)
-        video, label = to_float(clip[None]), None if label == NO_LABEL else label
+        clip, number = run.held_out().clip(options.clip, None)
+        video, label = to_float(clip[None]), None if number == NO_LABEL else number
     if options.label is not None:
         label = class_number(options.label, names)
-    every = "all" in options.task
-    tasks = [task for task in TASKS if task in (trained if every else options.task)]
+    chosen = measurable_tasks(run) if every else options.task
+    tasks = [task for task in TASKS if task in chosen]
     needing = [task for task in tasks if TASKS[task].class_conditional]
     if not every and needing and label is None:
         raise ValueError(f"{' '.join(needing)} needs --label; the classes of this run are "
@@ -232,12 +229,13 @@ def do_tasks(options: argparse.Namespace) -> None:
     unseen = [task for task in tasks if task not in run.config.tasks]
     if unseen:
         print(f"this run was not trained on {' '.join(unseen)}", file=sys.stderr)
-    decoding = {name: default if (given := getattr(options, name)) is None else given
-                for name, default in run.config.decoding.items()}
-    draw_samples(run, video.to(device), label, options.out, tasks, samples=options.samples,
-                 seed=options.seed, guidance_scale=options.guidance_scale,
+    asked = {name: getattr(options, name) for name in run.config.decoding
+             if getattr(options, name) is not None}
+    draw_samples(run, video.to(next(run.transformer.parameters()).device), label, options.out,
+                 tasks, samples=options.samples, seed=options.seed,
+                 guidance_scale=options.guidance_scale,
                  condition_frames=options.condition_frames or run.config.condition_frames,
-                 **decoding)
+                 **run.config.decoding | asked)
     print(f"wrote {options.out}")
 
 
@@ -253,23 +251,21 @@ def class_number(label: str, names: list[str]) -> int:
 
 def print_report(metrics: dict) -> None:
     """What report returns, as a table."""
-    reconstruction = metrics["reconstruction"]
     print(f"\nmeasured on {metrics['data']}")
-    print(f"reconstruction: {reconstruction['psnr']:.2f} dB PSNR, {reconstruction['ssim']:.3f} "
-          f"SSIM, {reconstruction['codes_used']} of {reconstruction['codes']} codes used "
-          f"({reconstruction['clips']} clips)")
+    print("reconstruction: {psnr:.2f} dB PSNR, {ssim:.3f} SSIM, {codes_used} of {codes} codes used "
+          "({clips} clips)".format(**metrics["reconstruction"]))
     if "reconstruction_not_averaged" in metrics:
         raw = metrics["reconstruction_not_averaged"]["psnr"]
         print(f"  by the weights that were not averaged: {raw:.2f} dB (a short run: see both)")
     print("task   PSNR inside the given region   outside (dB)")
     for task, row in metrics["tasks"].items():
-        given, generated = (f"{value:.2f}" if value is not None else "-"
-                            for value in (row["psnr_given"], row["psnr_generated"]))
+        given, generated = ("-" if row[name] is None else f"{row[name]:.2f}"
+                            for name in ("psnr_given", "psnr_generated"))
         print(f"{task:5} {given:>29} {generated:>14}")
     if "class_conditional_generation" in metrics:
-        row = metrics["class_conditional_generation"]
-        print(f"class-conditional generation: right direction in {row['right_direction']:.1%}, "
-              f"right shape in {row['right_shape']:.1%} of {row['samples']} samples")
+        print("class-conditional generation: right direction in {right_direction:.1%}, right shape "
+              "in {right_shape:.1%} of {samples} samples".format(
+                  **metrics["class_conditional_generation"]))
 
 
 def main() -> None:

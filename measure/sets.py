@@ -12,20 +12,22 @@ Run:    python -m measure.sets                   a metric of two sets that are m
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from data.clips import read_video
 from data.layouts import VIDEO_SUFFIXES
 from data.source import to_float
-from measure.features import Rows, measure_videos, open_judges, start_evaluation
+from measure.features import measure_videos, open_judges, start_evaluation
 from measure.numbers import entry, print_numbers, score
-from training.loop import Processes
+
+Videos = list[Callable[[], np.ndarray]]         # each call reads one, uint8 (T, H, W, 3)
 
 
 def compare(metric: str, paths: list[str], *, weights: str | Path | None = "weights",
@@ -38,24 +40,31 @@ def compare(metric: str, paths: list[str], *, weights: str | Path | None = "weig
         raise ValueError(f"{metric} of {len(paths)} sets; it takes "
                          + ("one, the fakes" if metric == "is" else "two, real and fake"))
     sets = [open_set(path) for path in paths]
-    counts, shape = [count for count, _ in sets], sets[0][1](0).shape
-    least = folds * (2 if metric == "fvd" else 1)
+    counts, shape = [len(videos) for videos in sets], sets[0][0]().shape
+    least, pairs = folds * (2 if metric == "fvd" else 1), metric not in ("fvd", "is")
     if min(counts) < least or any(count % folds for count in counts):
         raise ValueError(f"{' and '.join(map(str, counts))} videos; {folds} folds of {metric} need "
                          f"a multiple of {folds}, at least {least}")
-    if metric not in ("fvd", "is") and counts[0] != counts[1]:
+    if pairs and counts[0] != counts[1]:
         raise ValueError(f"{counts[0]} and {counts[1]} videos; {metric} compares pairs")
     if metric == "fvd" and shape[0] < 9:
         raise ValueError(f"videos of {shape[0]} frames; I3D needs at least 9")
-    processes = start_evaluation()
-    judges = open_judges([metric], weights, processes.device)
-    rows = rows_of_sets(metric, paths, sets, judges, batch, processes)
-    numbers = score([metric], folds, rows[0], rows[-1], infinity=infinity)
+    device = start_evaluation().device
+    judges = open_judges([metric], weights, device)
+    rows = []
+    for number in [1] if pairs else range(len(sets)):       # of pairs, rows of the fakes alone
+        parts = []
+        for first in tqdm(range(0, counts[number], batch), desc=paths[number], mininterval=1.0):
+            video, *real = (read_batch(paths[which], sets[which], first, batch, shape).to(device)
+                            for which in ([number, 0] if pairs else [number]))
+            parts.append(measure_videos(judges, [metric], video, *real)[metric])
+        rows.append({metric: torch.cat(parts).cpu()})
     reasons = []
-    if metric in ("fvd", "is") and min(counts) < 2048 * folds:
+    if not pairs and min(counts) < 2048 * folds:
         reasons.append(f"{min(counts) // folds:,} videos a fold; below 2,048 it is mostly bias")
     if metric == "fvd" and shape[0] != 16:
         reasons.append(f"{shape[0]} frames; FVDs are published of 16")
+    numbers = score([metric], folds, rows[0], rows[-1], infinity=infinity)
     entries = dict(entry(name, number, counts[-1], folds, judges, reasons)
                    for name, number in numbers.items())
     print_numbers(f"no protocol: {' against '.join(paths)}, as they are, "
@@ -63,10 +72,10 @@ def compare(metric: str, paths: list[str], *, weights: str | Path | None = "weig
     return entries
 
 
-def open_set(path: str | Path) -> tuple[int, Callable[[int], np.ndarray]]:
-    """A folder of videos, in order of their names, or a .npy -> how many, and video number i.
+def open_set(path: str | Path) -> Videos:
+    """A folder of videos, in order of their names, or a .npy of uint8 (N, T, H, W, 3).
 
-    A .npy is uint8 (N, T, H, W, 3). FileNotFoundError where there is nothing.
+    FileNotFoundError where there is nothing.
     """
     path = Path(path)
     if path.suffix == ".npy" and path.is_file():
@@ -74,37 +83,23 @@ def open_set(path: str | Path) -> tuple[int, Callable[[int], np.ndarray]]:
         if array.dtype != np.uint8 or array.ndim != 5 or array.shape[4] != 3:
             raise ValueError(f"{path} holds {array.dtype} {array.shape}; wanted uint8 "
                              "(N, T, H, W, 3)")
-        return len(array), array.__getitem__
+        return [partial(array.__getitem__, i) for i in range(len(array))]
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is neither a folder of videos nor a .npy file")
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"no video in {path}")
-    return len(files), lambda i: read_video(files[i])
+    return [partial(read_video, file) for file in files]
 
 
-def rows_of_sets(metric: str, paths: list[str], sets: list, judges: dict[str, nn.Module],
-                 batch: int, processes: Processes) -> list[Rows]:
-    """The rows of each set. Metrics of pairs have one set of rows: of the fakes, each measured
-    against the real video of the same place."""
-    shape, rows = sets[0][1](0).shape, []
-
-    def videos(which: int, chosen: range) -> Tensor:
-        clips = [sets[which][1](i) for i in chosen]
-        for i, clip in zip(chosen, clips):
-            if clip.shape != shape:
-                raise ValueError(f"video {i} of {paths[which]} is {clip.shape}, the first one is "
-                                 f"{shape}; wanted one length and size")
-        return to_float(np.stack(clips)).to(processes.device)
-
-    for which in range(len(sets)) if metric in ("fvd", "is") else [1]:
-        parts, count = [], sets[which][0]
-        for first in tqdm(range(0, count, batch), desc=paths[which], mininterval=1.0):
-            chosen = range(first, min(first + batch, count))
-            real = None if metric in ("fvd", "is") else videos(0, chosen)
-            parts.append(measure_videos(judges, [metric], videos(which, chosen), real))
-        rows.append({key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]})
-    return rows
+def read_batch(path: str, videos: Videos, first: int, batch: int, shape: tuple) -> Tensor:
+    """Videos first, first + 1, ... as (B, 3, T, H, W) in [0, 1], all of one shape (T, H, W, 3)."""
+    clips = [read() for read in videos[first:first + batch]]
+    for i, clip in enumerate(clips, first):
+        if clip.shape != shape:
+            raise ValueError(f"video {i} of {path} is {clip.shape}, the first one is {shape}; "
+                             "wanted one length and size")
+    return to_float(np.stack(clips))
 
 
 def main() -> None:

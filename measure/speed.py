@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Callable
 
 import torch
 
@@ -36,11 +37,10 @@ def measure_speed(run: str | Path, resolutions: tuple[int, ...] = (64, 128, 256)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run, rows = load_run(run, device), []
     tokenizer, model, config = run.tokenizer, run.transformer, run.config
-    decoding = config.decoding
     for resolution in sorted({*resolutions, config.resolution}):
         latent = tokenizer.latent_shape(config.frames, resolution, resolution)
         N = math.prod(latent)
-        row = dict(resolution=resolution, sequence=N + 2, steps=decoding["steps"])
+        row = dict(resolution=resolution, sequence=N + 2, steps=config.decoding["steps"])
         rows.append(row)
         if N > most_tokens:
             row["left_out"] = f"{N:,} tokens; attention over more than {most_tokens:,} is not tried"
@@ -48,33 +48,26 @@ def measure_speed(run: str | Path, resolutions: tuple[int, ...] = (64, 128, 256)
         own = N == model.config.num_tokens
         network = model if own else build_transformer(
             replace(model.config, num_tokens=N)).to(device).eval()
-        zero, tokens = (torch.zeros(shape, dtype=torch.long, device=device)
-                        for shape in ((1,), (1, N)))
+        zero = torch.zeros(1, dtype=torch.long, device=device)
+        tokens = zero.expand(1, N)
         generator = torch.Generator(device).manual_seed(0)
-
-        def decode_tokens() -> None:
-            for _ in commit_decode(network, zero, zero, tokens, tokens == 0, generator=generator,
-                                   **decoding):
-                pass
-
         with autocast(config.precision, device):
-            seconds = dict(
-                transformer=seconds_of(decode_tokens, repeats, device),
-                tokenizer=seconds_of(lambda: tokenizer.decode(tokens.view(1, *latent)), repeats,
-                                     device))
-        row |= dict(frames_per_second=round(config.frames / sum(seconds.values()), 2),
+            transformer = seconds_of(repeats, lambda: list(commit_decode(
+                network, zero, zero, tokens, tokens == 0, generator=generator, **config.decoding)))
+            decoder = seconds_of(repeats, lambda: tokenizer.decode(tokens.view(1, *latent)))
+        row |= dict(frames_per_second=round(config.frames / (transformer + decoder), 2),
                     weights="trained" if own else "random",
-                    **{f"{part}_seconds": round(value, 4) for part, value in seconds.items()})
+                    transformer_seconds=round(transformer, 4), tokenizer_seconds=round(decoder, 4))
     return rows
 
 
-def seconds_of(work, repeats: int, device: torch.device) -> float:
+def seconds_of(repeats: int, work: Callable[[], object]) -> float:
     """The fastest of `repeats` after one to warm up: others on the machine only slow it down."""
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
         work()
-        if device.type == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
     return min(times[1:])
@@ -87,14 +80,13 @@ def print_speed(rows: list[dict]) -> None:
     print(f"generating one video at a time on {device}")
     print("pixels  sequence  steps  frames/s   transformer     tokenizer   transformer weights")
     for row in rows:
-        start = f"{row['resolution']:6} {row['sequence']:9,} {row['steps']:6}"
+        print(f"{row['resolution']:6} {row['sequence']:9,} {row['steps']:6}", end=" ")
         if "left_out" in row:
-            print(f"{start}  left out: {row['left_out']}")
+            print(f" left out: {row['left_out']}")
             continue
-        whole = row["transformer_seconds"] + row["tokenizer_seconds"]
-        shares = (f"{row[f'{part}_seconds']:7.3f} s {row[f'{part}_seconds'] / whole:4.0%}"
-                  for part in ("transformer", "tokenizer"))
-        print(f"{start} {row['frames_per_second']:9.1f} {' '.join(shares)}   {row['weights']}")
+        seconds = row["transformer_seconds"], row["tokenizer_seconds"]
+        shares = (f"{part:7.3f} s {part / sum(seconds):4.0%}" for part in seconds)
+        print(f"{row['frames_per_second']:9.1f} {' '.join(shares)}   {row['weights']}")
 
 
 def main() -> None:
