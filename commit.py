@@ -16,7 +16,7 @@ Read    commit_mask and commit_loss first: they are the paper. Then cutoff_score
 Not here: the networks; which task a training step draws (training/tokens.py); decoding, the other
         user of Eq. (2) (decode.py).
 
-Run:    python commit.py          the ten tasks and the mask schedules, as tables
+Run:    python commit.py          the ten tasks as a table
         python figures.py tasks   Fig. 2: the tasks, their conditions, Eq. (2)
 """
 from __future__ import annotations
@@ -283,15 +283,15 @@ def refuse_leak(task: str, shape: tuple[int, int, int], condition_frames: int = 
     """
     generator = torch.Generator().manual_seed(0)
     one, other = torch.rand(2, 1, 3, *shape, generator=generator)
+    padding = f"the padding of {task} ({TASKS[task].padding.__name__})"
     try:
         condition, valid = make_condition(one, task, condition_frames)
     except (IndexError, RuntimeError) as error:
-        raise ValueError(f"the padding of {task} ({TASKS[task].padding.__name__}) does not go with "
-                         f"its region: {error}") from None
+        raise ValueError(f"{padding} does not go with its region: {error}") from None
     changed = make_condition(torch.where(valid, one, other), task, condition_frames)[0]
     if not torch.equal(condition, changed):
-        raise ValueError(f"the padding of {task} ({TASKS[task].padding.__name__}) depends on pixels"
-                         " that its region does not give: the model would be shown the answer")
+        raise ValueError(f"{padding} depends on pixels that its region does not give: the model "
+                         "would be shown the answer")
 
 
 def is_padding(valid: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
@@ -315,16 +315,12 @@ def tokenize_condition(tokenizer: nn.Module, video: Tensor, task: str, condition
 # ---------------------------------------------------------------------------------------------
 
 def main() -> None:
-    """What each task gives, and how gamma falls."""
-    print("the 4 x 16 x 16 tokens of 16 x 128 x 128 pixels: how many hold a given pixel")
+    """What each task gives."""
+    print("of 4 x 16 x 16 tokens (16 x 128 x 128 pixels), so many hold a given pixel")
     for name, task in TASKS.items():
         valid = make_condition(torch.zeros(1, 3, 16, 128, 128), name)[1]
-        given = (~is_padding(valid, (4, 16, 16))).sum()
-        print(f"  {name:4} {task.title:36} {given:5} of 1024   {task.padding.__name__}")
-    print("\nceil(gamma(r) N), the tokens masked at r = 0, 1/6, ... 1, of N = 1024")
-    for schedule in ("cosine", "uniform", "exp", "log"):
-        counts = num_masked(mask_ratio(torch.linspace(0, 1, 7), schedule), 1024)
-        print(f"  {schedule:8}", *(f"{count:5}" for count in counts.tolist()))
+        given = int((~is_padding(valid, (4, 16, 16))).sum())
+        print(f"  {name:4} {task.title:36} {given:5}   {task.padding.__name__}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Read    DiscriminatorConfig, DiscriminatorBlock, Discriminator3d, Discriminator2
 
 Not here: who is updated with what, and the weights of the terms (steps.py, tokenizer_step).
 
-Run:    python discriminator.py      parameter counts, and what each loss says of some logits
+Run:    python discriminator.py      parameter counts, beside the paper's
         python figures.py gradients  where each loss's gradient goes
 """
 from __future__ import annotations
@@ -190,11 +190,6 @@ def main() -> None:
             counts = [sum(p.numel() for p in network(config).parameters())
                       for network in (Discriminator3d, Discriminator2d)]
         print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}")
-    print("\nlogits of real, fake   discriminator's loss   generator's")
-    for real, fake in ((-1.0, 1.0), (0.0, 0.0), (1.0, -1.0), (9.0, -9.0)):
-        logits = torch.tensor([real]), torch.tensor([fake])
-        print(f"{real:14} {fake:6} {discriminator_loss(*logits):21.3f} "
-              f"{generator_loss(logits[1]):13.3f}")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def tokens(run: Path = TOY, out: Path = ASSETS) -> None:
     with canvas(out / "tokens.png", 2, t, (2.2 * t, 5.2)) as axes:
         for column in range(t):
             frame = rearrange(video[0, :, 4 * column], "c h w -> h w c")
-            axes[0, column].imshow(frame, extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+            axes[0, column].imshow(frame.numpy(), extent=(-0.5, w - 0.5, h - 0.5, -0.5))
             axes[0, column].set_title(f"frames {4 * column} to {4 * column + 3}", fontsize=11)
             draw_ids(axes[1, column], ids[column], torch.full((h, w), DECIDED), size=9)
             for axis in axes[:, column]:
@@ -165,11 +165,17 @@ def leak(run: Path = TOY, out: Path = ASSETS) -> None:
           f"unmasked {shares[0]:.0%}, COMMIT {shares[1]:.0%}")
 
     video, label = load_batch(trained.held_out(), 0, 64, seed=0, augment=False)
+    grid = trained.tokenizer.latent_shape(*video.shape[2:])
     real = trained.tokenizer.encode(video).flatten(1)
     honest, is_pad = tokenize_condition(trained.tokenizer, video, "FP")
-    results = {}
+    model, results = trained.transformer, {}
+    prompt = torch.full((len(video),), task_index("FP", model.prompts))
     for name, condition in (("leaked", real), ("COMMIT", honest)):
-        generated = decode_tokens(trained, condition, is_pad, "FP")
+        for state in commit_decode(model, prompt, torch.full_like(prompt, model.no_class),
+                                   condition, is_pad, **trained.config.decoding,
+                                   generator=torch.Generator().manual_seed(0)):
+            pass
+        generated = trained.tokenizer.decode(state.tokens.view(-1, *grid)).clamp(0, 1)
         direction = MovingShapes.recognize(generated)[1]
         results[name] = generated, direction == label % 4
         print(f"  frame prediction, {name:6}: the real clip's direction in "
@@ -208,18 +214,6 @@ def leaking_shares(tokenizer: nn.Module, video: Tensor, other: Tensor
     unmasked = [tokenizer.encode(v).flatten(1) for v in (video, changed)]
     return ((by_distance / by_distance.sum()).tolist(),
             [(x != y)[:, ~is_pad].float().mean().item() for x, y in (unmasked, (before, after))])
-
-
-def decode_tokens(run: Run, condition_tokens: Tensor, is_pad: Tensor, task: str) -> Tensor:
-    """Algorithm 1 from given condition tokens (B, N) -> videos in [0, 1]."""
-    B = len(condition_tokens)
-    prompt = torch.full((B,), task_index(task, run.transformer.prompts))
-    for state in commit_decode(run.transformer, prompt, torch.full((B,), run.transformer.no_class),
-                               condition_tokens, is_pad, **run.config.decoding,
-                               generator=torch.Generator().manual_seed(0)):
-        pass
-    grid = run.tokenizer.latent_shape(*run.config.clip_shape)
-    return run.tokenizer.decode(state.tokens.view(B, *grid)).clamp(0, 1)
 
 
 # ---------------------------------------------------------------------------------------------

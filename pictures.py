@@ -22,7 +22,7 @@ from typing import Iterator
 import imageio.v3 as imageio
 import numpy as np
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 # Where a token is from, as a colour (Fig. 2 and Fig. 3).
@@ -59,21 +59,21 @@ def write_grid(path: str | Path, rows: list[tuple[str, list[Tensor]]], titles: l
     border, left, top = 4, 150, 24
     lines = []
     for name, videos in rows:
-        cells = []
+        line = []
         for video in videos:
             frames = to_frames(video).repeat(scale, axis=1).repeat(scale, axis=2)
             if still:
                 frames = rearrange(frames[np.linspace(0, T - 1, 4).round().astype(int)],
                                    "t h w c -> 1 h (t w) c")
-            cells.append(np.pad(frames, ((0, 0), (border, border), (border, border), (0, 0)),
-                                constant_values=255))
-        label = text_picture(name, cells[0].shape[1], left)
-        lines.append(np.concatenate([np.broadcast_to(label, (len(cells[0]), *label.shape)), *cells],
+            line.append(np.pad(frames, ((0, 0), (border, border), (border, border), (0, 0)),
+                               constant_values=255))
+        label = text_picture(name, line[0].shape[1], left)
+        lines.append(np.concatenate([repeat(label, "h w c -> t h w c", t=len(line[0])), *line],
                                     axis=2))
     width = (lines[0].shape[2] - left) // len(titles)
     header = np.concatenate([np.full((top, left, 3), 255, np.uint8),
                              *(text_picture(title, top, width) for title in titles)], axis=1)
-    header = np.broadcast_to(header, (len(lines[0]), *header.shape))
+    header = repeat(header, "h w c -> t h w c", t=len(lines[0]))
     picture = np.concatenate([header, *lines], axis=1)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if still:
@@ -138,9 +138,9 @@ def draw_curves(path: str | Path, panels: list[tuple[str, str, str, dict]],
 
 def main() -> None:
     path = sys.argv[1] if len(sys.argv) > 1 else "out.gif"
-    y, x = torch.meshgrid(torch.linspace(0, 1, 32), torch.linspace(0, 1, 32), indexing="ij")
-    disc = torch.stack([((x - t) ** 2 + (y - 0.5) ** 2 < 0.05).float().expand(3, -1, -1)
-                        for t in torch.linspace(0, 1, 16)], dim=1)
+    line = torch.linspace(0, 1, 32)
+    distance = (line - line[::2, None, None]) ** 2 + (line[:, None] - 0.5) ** 2     # (T, H, W)
+    disc = (distance < 0.05).float().expand(3, -1, -1, -1)
     write_grid(path, [("a disc", [disc, disc.flip(1)])], ["forwards", "backwards"])
     print(f"{tuple(disc.shape)} as frames {to_frames(disc).shape}\nwrote {path}")
 

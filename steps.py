@@ -229,9 +229,9 @@ def transformer_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dic
 
 def main() -> None:
     """Both stages on two clips of the toy, over and over, with the adversary: term by term."""
-    import math                                        # the demo alone looks up to the wings
+    import math
 
-    from commit import tokenize_condition
+    from commit import tokenize_condition              # the demo alone looks up to the wings
     from data.clips import load_batch
     from data.moving_shapes import MovingShapes
     from training.build import build

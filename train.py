@@ -46,11 +46,8 @@ from training.presets import TrainConfig
 from training.start import refuse_other_networks, start_stage
 from training.tokens import TokenSource
 
-OnStep = Callable[[str, int, dict], "dict | None"]
-
-
 def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *,
-          stage: str = "all", on_step: OnStep | None = None,
+          stage: str = "all", on_step: Callable[[str, int, dict], dict | None] | None = None,
           tokens: Callable[[int], TokenBatch] | None = None, processes: Processes = Processes(),
           draw: bool = True) -> bool:
     """Train in the folder `run`, or go on there. True when the end was reached.

@@ -8,7 +8,7 @@ Files   a row of records, each    length (8 bytes, little-endian), its checksum 
                                   Feature (2) -> bytes_list (1) -> value (1)
         a value                   a frame, 64x64 pixels of raw RGB, under "T/image_aux1/encoded"
 
-Read    find_records, read_record, record_frames; fields (protobuf in thirty lines); masked_crc32c.
+Read    find_records, read_record, record_frames; fields (the protobuf); masked_crc32c.
 
 Run:    python -m data.bair FILE.tfrecords        its records
 """
@@ -37,47 +37,43 @@ def find_records(files: list[Path]) -> list[Path]:
         raise ValueError(f"records in {' and in '.join(folders)}; give one of them to --data")
     records: list[Path] = []
     for path in files:
+        position, before = 0, len(records)
         with open(path, "rb") as file:
-            position, size, before = 0, os.path.getsize(path), len(records)
-            while position < size:
-                try:
+            try:
+                while position < os.path.getsize(path):
                     length = _length(file, position)
-                    if position + 16 + length > size:
-                        raise ValueError(f"{path}/{position} ends after {size - position} of "
-                                         f"{length + 16} bytes")
-                except ValueError as error:
-                    print(f"{error}; {len(records) - before} records before it are used",
-                          file=sys.stderr)
-                    break
-                records.append(path / str(position))
-                position += 16 + length
+                    records.append(path / str(position))
+                    position += length + 16
+            except ValueError as error:
+                print(f"{error}; {len(records) - before} records before it are used",
+                      file=sys.stderr)
     if not records:
         raise ValueError(f"no whole record in the {len(files)} files of {folders[0]}")
     return records
 
 
 def _length(file: BinaryIO, position: int) -> int:
+    """Bytes of data in the record at position, all of which are there; else ValueError."""
+    left = os.path.getsize(file.name) - position
     file.seek(position)
     header = file.read(12)
-    if len(header) < 12:
-        raise ValueError(f"{file.name}/{position} ends after {len(header)} of 12 bytes")
-    if masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
+    length = int.from_bytes(header[:8], "little")
+    if left >= 12 and masked_crc32c(header[:8]) != int.from_bytes(header[8:], "little"):
         raise ValueError(f"{file.name}/{position}: the checksum of its length is wrong")
-    return int.from_bytes(header[:8], "little")
+    if left < length + 16:
+        raise ValueError(f"{file.name}/{position} ends after {left} of {length + 16} bytes")
+    return length
 
 
 def read_record(record: Path) -> dict[str, memoryview]:
     """Key -> Feature message of a record. ValueError, with its place, where it is cut short or is
     no protobuf; the checksum of its length is verified, that of its frames is not."""
     with open(record.parent, "rb") as file:
-        length = _length(file, int(record.name))
-        data = file.read(length)
-    if len(data) < length:
-        raise ValueError(f"{record} ends after {len(data)} of {length} bytes")
+        data = memoryview(file.read(_length(file, int(record.name))))
     features: dict[str, memoryview] = {}
     try:
-        for _, message in fields(memoryview(data), 1):
-            for _, entry in fields(message, 1):
+        for _, message in fields(data):
+            for _, entry in fields(message):
                 parts = dict(fields(entry))
                 features[bytes(parts[1]).decode()] = parts[2]
     except (ValueError, KeyError) as error:            # bytes that are not text, too
@@ -85,9 +81,10 @@ def read_record(record: Path) -> dict[str, memoryview]:
     return features
 
 
-def record_frames(record: Path, features: dict[str, memoryview], start: int = 0,
-                  stop: int | None = None, stride: int = 1) -> list[np.ndarray]:
-    """Frames of a record's features, uint8 (64, 64, 3) each."""
+def record_frames(record: Path, start: int = 0, stop: int | None = None, stride: int = 1
+                  ) -> list[np.ndarray]:
+    """Frames start, start+stride, ... before stop of a record, uint8 (64, 64, 3) each."""
+    features = read_record(record)
     keys = [f"{t}/{CAMERA}/encoded" for t in range(len(features))]
     keys = keys[:next((t for t, key in enumerate(keys) if key not in features), len(keys))]
     if not keys:
@@ -96,8 +93,8 @@ def record_frames(record: Path, features: dict[str, memoryview], start: int = 0,
     frames = []
     for key in keys[start:stop:stride]:
         try:
-            values = [value for _, items in fields(features[key], 1)
-                      for _, value in fields(items, 1)]
+            values = [value for kind, items in fields(features[key]) if kind == 1
+                      for _, value in fields(items)]
         except ValueError as error:
             raise ValueError(f"{record}: {key} is damaged: {error}") from None
         if len(values) != 1 or len(values[0]) != SIDE * SIDE * 3:
@@ -108,37 +105,29 @@ def record_frames(record: Path, features: dict[str, memoryview], start: int = 0,
     return frames
 
 
-def fields(message: memoryview, only: int | None = None) -> Iterator[tuple[int, memoryview]]:
-    """(number, bytes) of a protobuf message's length-delimited fields; other kinds are skipped."""
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(number, bytes) of a protobuf message's fields, all of which have a length: so it is from a
+    tf.train.Example down to its bytes. ValueError where it is anything else."""
     position = 0
-
-    def varint() -> int:
-        """Seven bits a byte, low ones first; the eighth says whether another byte follows."""
-        nonlocal position
-        value = shift = 0
-        while True:
-            if position >= len(message):
-                raise ValueError("a protobuf message ends in the middle of a number")
-            byte = message[position]
-            position, value, shift = position + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
-
     while position < len(message):
-        number, kind = divmod(varint(), 8)
-        if kind == 2:
-            size = varint()
-            if position + size > len(message):
-                raise ValueError("a protobuf message ends in the middle of a field")
-            if only in (None, number):
-                yield number, message[position:position + size]
-            position += size
-        elif kind == 0:
-            varint()
-        elif kind in (1, 5):
-            position += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"a protobuf message has a field of kind {kind}")
+        tag, position = _varint(message, position)
+        size, position = _varint(message, position)
+        if tag % 8 != 2:
+            raise ValueError(f"a protobuf message has a field of kind {tag % 8}")
+        if position + size > len(message):
+            raise ValueError("a protobuf message ends in the middle of a field")
+        yield tag // 8, message[position:position + size]
+        position += size
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    """A number of up to ten bytes, seven bits each, low ones first; and where it ends."""
+    value = 0
+    for place, byte in enumerate(message[position:position + 10]):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:                                 # the eighth bit says that another follows
+            return value, position + place + 1
+    raise ValueError("a protobuf message has a number without an end")
 
 
 def masked_crc32c(data: bytes) -> int:
@@ -157,17 +146,15 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def main() -> None:
+    print(f"masked CRC-32C of 123456789: {masked_crc32c(b'123456789'):#x}, should be 0xc78ab0e5")
     if len(sys.argv) != 2:
-        print(f"masked CRC-32C of 123456789: {masked_crc32c(b'123456789'):#x}, should be 0xc78ab0e5"
-              "\npython -m data.bair FILE.tfrecords reads a file")
+        print("python -m data.bair FILE.tfrecords reads a file")
         return
     try:
         records = find_records([Path(sys.argv[1])])
+        print(f"{len(records)} records; the first has {len(record_frames(records[0]))} frames")
     except (ValueError, OSError) as error:
         sys.exit(f"bair.py: {error}")
-    frames = record_frames(records[0], features := read_record(records[0]))
-    print(f"{len(records)} records; the first has {len(frames)} frames, and "
-          f"{len(features)} features, of which {', '.join(sorted(features)[:4])}")
 
 
 if __name__ == "__main__":

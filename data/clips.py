@@ -42,6 +42,9 @@ def flag(name: str, default: str | bool | None, help: str, may_change: bool = Fa
                                                 choices=choices))
 
 
+PATHS = ("root", "test_root", "split", "test_split")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which data set a run learns from, as plain data that a checkpoint keeps."""
@@ -58,15 +61,14 @@ class DataConfig:
     class_names: tuple[str, ...] = ()       # found in the data; a checkpoint records them
 
     def __post_init__(self):
-        for name in ("root", "test_root", "split", "test_split"):     # a Path is no plain data
+        for name in PATHS:                                            # a Path is no plain data
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(getattr(self, name)))
 
     def resolved(self) -> DataConfig:
         """The same with absolute paths, which hold wherever the run is used from."""
-        paths = {name: str(Path(value).resolve()) for name in
-                 ("root", "test_root", "split", "test_split") if (value := getattr(self, name))}
-        return replace(self, **paths)
+        return replace(self, **{name: str(Path(path).resolve()) for name in PATHS
+                                if (path := getattr(self, name))})
 
     @property
     def has_held_out(self) -> bool:
@@ -188,21 +190,22 @@ class VideoFolder(ClipSource):
         self.labels: list[int] = []
         self.class_names = layout.class_names
         for path, label in zip(layout.clips, layout.labels):
-            facts, name = counts[str(path.relative_to(self.root))], path.relative_to(self.root)
-            if facts["error"]:
-                print(f"skipped {name}: {facts['error']}", file=sys.stderr)
-            elif min(facts["height"], facts["width"]) < 8:
-                print(f"skipped {name}: {facts['width']}x{facts['height']} pixels is no picture",
+            name = str(path.relative_to(self.root))
+            facts = counts[name]
+            frames, error = facts["frames"], facts["error"]
+            if not error and min(facts["height"], facts["width"]) < 8:
+                error = f"{facts['width']}x{facts['height']} pixels is no picture"
+            if not error and frames < self.needed and not pad_short:
+                error = (f"{frames} frames, and a clip takes {self.needed} "
+                         "(--pad-short repeats the last frame instead)")
+            if error:
+                print(f"skipped {name}: {error}", file=sys.stderr)
+                continue
+            if frames < self.needed:
+                print(f"{name}: {frames} frames, the last one repeated to make {self.needed}",
                       file=sys.stderr)
-            elif facts["frames"] < self.needed and not pad_short:
-                print(f"skipped {name}: {facts['frames']} frames, and a clip takes {self.needed} "
-                      "(--pad-short repeats the last frame instead)", file=sys.stderr)
-            else:
-                if facts["frames"] < self.needed:
-                    print(f"{name}: {facts['frames']} frames, the last one repeated to make "
-                          f"{self.needed}", file=sys.stderr)
-                self.videos.append((path, facts["frames"]))
-                self.labels.append(label)
+            self.videos.append((path, frames))
+            self.labels.append(label)
         if not self.videos:
             raise ValueError(f"none of the {len(layout.clips)} videos in {self.root} can be used")
         pixels = sum(frames for _, frames in self.videos) * self.H * self.W * 3 * 16 // 9
@@ -215,22 +218,22 @@ class VideoFolder(ClipSource):
     def clip(self, index: int, random: np.random.Generator | None = None
              ) -> tuple[np.ndarray, int]:
         """A clip of video `index`. One that no longer decodes is named once and the next taken."""
-        for attempt in range(len(self)):
-            path, frames = self.videos[(index + attempt) % len(self)]
+        for place in range(index, index + len(self)):
+            path, frames = self.videos[place % len(self)]
             if path in self._broken:
                 continue
-            start = max(0, frames - self.needed)
-            start = start // 2 if random is None else int(random.integers(start + 1))
+            spare = self.spare_frames(place % len(self))
+            start = spare // 2 if random is None else int(random.integers(spare + 1))
             try:
-                video = self.window(path, start, min(frames, self.needed))
+                video = self._window(path, start, min(frames, self.needed))
             except (ValueError, OSError) as error:
                 self._broken.add(path)
                 print(f"left out from now on: {error}", file=sys.stderr)
-                continue
-            return self._crop(video, random), self.labels[(index + attempt) % len(self)]
+            else:
+                return self._crop(video, random), self.labels[place % len(self)]
         raise ValueError(f"no video in {self.root} can be decoded any more")
 
-    def window(self, path: Path, start: int, length: int) -> np.ndarray:
+    def _window(self, path: Path, start: int, length: int) -> np.ndarray:
         """The T frames from start, short side resized; short videos end with copies."""
         count = (length - 1) // self.stride + 1
         if self._cache is None:
@@ -248,14 +251,13 @@ class VideoFolder(ClipSource):
         """As ClipSource has it. ValueError where the file no longer decodes: were another clip to
         stand in, an evaluation's numbers would depend on when the disk failed."""
         path, frames = self.videos[index]
-        video = self.window(path, start, min(frames, self.needed))
+        video = self._window(path, start, min(frames, self.needed))
         y, x = (min(int(place * (size - wanted + 1)), size - wanted) for place, size, wanted in
                 zip((y, x), video.shape[1:3], (self.H, self.W)))
         return video[:, y:y + self.H, x:x + self.W], self.labels[index]
 
     def fingerprint(self) -> str:
-        return digest([(str(path), frames, (path if path.exists() else path.parent).stat().st_size)
-                       for path, frames in self.videos])
+        return digest([(str(path), frames, _stamp(path)[0]) for path, frames in self.videos])
 
     def _crop(self, video: np.ndarray, random: np.random.Generator | None) -> np.ndarray:
         spare = np.array(video.shape[1:3]) - (self.H, self.W)
@@ -265,19 +267,22 @@ class VideoFolder(ClipSource):
         return np.ascontiguousarray(video[:, :, ::-1] if mirrored else video)
 
 
+def _stamp(path: Path) -> list[int]:
+    """Size and time of a clip's file, which for a record is the file that it lies in."""
+    stat = (path.parent if path.parent.is_file() else path).stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 def count_frames(paths: list[Path], root: Path, index: str | Path | None) -> dict[str, dict]:
     """Frames, height, width and error of each file, by its path below root; cached in index."""
     known: dict[str, dict] = {}
     if index is not None and Path(index).exists():
         known = json.loads(Path(index).read_text())
-    stats = {path: (path.parent if path.parent.is_file() else path).stat() for path in paths}
-    stamps = {str(path.relative_to(root)): [stat.st_size, stat.st_mtime_ns]
-              for path, stat in stats.items()}
-    unknown = [path for path in paths if known.get(str(path.relative_to(root)), {}).get("stamp")
-               != stamps[str(path.relative_to(root))]]
+    names = {str(path.relative_to(root)): path for path in paths}
+    stamps = {name: _stamp(path) for name, path in names.items()}
+    unknown = [name for name in names if known.get(name, {}).get("stamp") != stamps[name]]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, facts in zip(unknown, pool.map(_inspect, unknown)):
-            name = str(path.relative_to(root))
+        for name, facts in zip(unknown, pool.map(_inspect, map(names.get, unknown))):
             known[name] = dict(stamp=stamps[name], **facts)
     if index is not None and unknown:
         Path(index).parent.mkdir(parents=True, exist_ok=True)
@@ -328,8 +333,6 @@ def load_clip(path: str | Path, shape: tuple[int, int, int], start: int = 0,
     y, x = (video.shape[1] - H) // 2, (video.shape[2] - W) // 2
     return to_float(np.ascontiguousarray(video[None, :, y:y + H, x:x + W]))
 
-
-# ---------------------------------------------------------------------------------------------
 
 def main() -> None:
     source = VideoFolder(sys.argv[1], (16, 64, 64)) if len(sys.argv) > 1 else MovingShapes()

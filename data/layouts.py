@@ -39,7 +39,9 @@ from data.source import NO_LABEL
 
 VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".gif", ".npy"}
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg"}
-LAYOUTS = ("auto", "videos", "frames", "images", "bair")
+SUFFIXES = {"videos": VIDEO_SUFFIXES, "frames": PICTURE_SUFFIXES, "images": PICTURE_SUFFIXES,
+            "bair": bair.SUFFIXES}
+LAYOUTS = ("auto", *SUFFIXES)
 
 
 class Layout(NamedTuple):
@@ -65,32 +67,27 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
         raise ValueError(f"layout is {layout!r}; choose from {' '.join(LAYOUTS)}")
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}; give an existing one to --data")
-    found: dict[str, list[Path]] = {name: [] for name in LAYOUTS[1:]}
-    for folder, _, names in os.walk(root):
-        paths = [Path(folder, name) for name in names if not name.startswith(".")]
-        for name, suffixes in (("videos", VIDEO_SUFFIXES), ("images", PICTURE_SUFFIXES),
-                               ("bair", bair.SUFFIXES)):
-            found[name] += [path for path in paths if path.suffix.lower() in suffixes]
-        if any(path.suffix.lower() in PICTURE_SUFFIXES for path in paths):
-            found["frames"].append(Path(folder))
-    chosen = layout
-    if layout == "auto":
-        chosen = next((name for name in ("bair", "videos", "frames") if found[name]), "videos")
-    if not found[chosen]:
-        suffixes = {"videos": VIDEO_SUFFIXES, "bair": bair.SUFFIXES}.get(chosen, PICTURE_SUFFIXES)
-        if layout == "auto":
-            suffixes = VIDEO_SUFFIXES | bair.SUFFIXES | PICTURE_SUFFIXES
+    files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names
+             if not name.startswith(".")]
+    tried = ("bair", "videos", "frames") if layout == "auto" else (layout,)
+    for chosen in tried:
+        clips = [path for path in files if path.suffix.lower() in SUFFIXES[chosen]]
+        if clips:
+            break
+    else:
         what = {"frames": "folder of pictures", "images": "picture", "bair": "record"}
-        raise FileNotFoundError(f"no {what.get(chosen, 'video')} in {root}; looked for "
-                                f"{' '.join(sorted(suffixes))}")
-    if layout == "auto" and chosen == "frames":
-        print(f"{root}: {len(found['frames'])} folders of pictures, each read as the frames of a "
-              "clip (--layout images: each picture on its own)", file=sys.stderr)
+        raise FileNotFoundError(f"no {what.get(layout, 'video')} in {root}; looked for "
+                                f"{' '.join(sorted(set.union(*map(SUFFIXES.get, tried))))}")
     if chosen == "bair":                     # a robot at a table: there is nothing to tell apart
-        clips = bair.find_records(sorted(found[chosen]))
+        clips = bair.find_records(sorted(clips))
         whole = Layout(chosen, clips, [NO_LABEL] * len(clips), [])
     else:
-        clips = sorted(path for path in found[chosen] if path.exists())        # links may be dead
+        if chosen == "frames":
+            clips = {path.parent for path in clips}
+        if layout == "auto" and chosen == "frames":
+            print(f"{root}: {len(clips)} folders of pictures, each read as the frames of a "
+                  "clip (--layout images: each picture on its own)", file=sys.stderr)
+        clips = sorted(path for path in clips if path.exists())                # links may be dead
         folders = [path.relative_to(root).parts[:-1] for path in clips]
         class_names = sorted({parts[0] for parts in folders}) if all(folders) else []
         number = {name: label for label, name in enumerate(class_names)}
@@ -135,10 +132,10 @@ def with_classes(layout: Layout, class_names: list[str]) -> Layout:
 
     A class that is not among them is NO_LABEL.
     """
-    number = {name: label for label, name in enumerate(class_names)}
-    labels = [number.get(layout.class_names[label], NO_LABEL) if label != NO_LABEL else NO_LABEL
-              for label in layout.labels]
-    return layout._replace(labels=labels, class_names=class_names)
+    new = {label: class_names.index(name) for label, name in enumerate(layout.class_names)
+           if name in class_names}
+    return layout._replace(labels=[new.get(label, NO_LABEL) for label in layout.labels],
+                           class_names=class_names)
 
 
 def ucf101_list(split: Path, folders: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
@@ -161,13 +158,12 @@ def ucf101_list(split: Path, folders: list[str]) -> tuple[list[tuple[str, int]],
         if any(len(line) != 2 or not line[0].isdigit() for line in lines):
             raise ValueError(f"{class_file} should have lines like '1 ApplyEyeMakeup'")
         class_names = _in_order({name: int(number) - 1 for number, name in lines}, class_file)
-    label = {name: number for number, name in enumerate(class_names)}
-    for name, row in zip(classes, rows):
-        right = class_file.exists() and [str(label.get(name, -2) + 1)]
-        if name not in label or (right and row[1:] not in ([], right)):
-            raise ValueError(f"{split} has {' '.join(row)!r}, but {class_file.name} says that "
-                             f"{name} is {label[name] + 1 if name in label else 'no class'}")
-    return [(row[0], label[name]) for name, row in zip(classes, rows)], class_names
+        for name, row in zip(classes, rows):
+            number = str(class_names.index(name) + 1) if name in class_names else "no class"
+            if name not in class_names or row[1:] not in ([], [number]):
+                raise ValueError(f"{split} has {' '.join(row)!r}, but {class_file.name} says that "
+                                 f"{name} is {number}")
+    return [(row[0], class_names.index(name)) for name, row in zip(classes, rows)], class_names
 
 
 def something_list(split: Path) -> tuple[list[tuple[str, int]], list[str]]:
@@ -223,7 +219,7 @@ def read_pictures(path: Path, start: int = 0, stop: int | None = None, stride: i
     """Frames start, start+stride, ... before stop, each uint8 (H, W, 3). ValueError, with the
     path, where one is broken or of another size."""
     if path.parent.suffix in bair.SUFFIXES:
-        return bair.record_frames(path, bair.read_record(path), start, stop, stride)
+        return bair.record_frames(path, start, stop, stride)
     frames: list[np.ndarray] = []
     for name in _pictures(path)[start:stop:stride]:
         try:
@@ -240,8 +236,7 @@ def inspect_pictures(path: Path) -> tuple[int, int, int]:
     """Frames, height, width. A record is read whole; a folder's first picture speaks for the
     others, by its header."""
     if path.parent.suffix in bair.SUFFIXES:
-        frames = bair.record_frames(path, bair.read_record(path))
-        return len(frames), *frames[0].shape[:2]
+        return np.shape(bair.record_frames(path))[:3]
     pictures = _pictures(path)
     return len(pictures), *imageio.improps(pictures[0], plugin="pillow").shape[:2]
 
@@ -258,13 +253,13 @@ def _pictures(path: Path) -> list[Path]:
 
 def main() -> None:
     if len(sys.argv) not in (2, 3):
-        print(f"python -m data.layouts DATA [LIST, or one of {' '.join(LAYOUTS)}]\nvideos "
-              f"{' '.join(sorted(VIDEO_SUFFIXES))}\npictures {' '.join(sorted(PICTURE_SUFFIXES))}")
+        print("python -m data.layouts DATA [LIST, or a layout]")
+        for name, suffixes in SUFFIXES.items():
+            print(f"{name:8}", *sorted(suffixes))
         return
-    root, more = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+    root, more = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "auto"
     try:
-        found = find_layout(root, more if more in LAYOUTS else "auto",
-                            None if more in LAYOUTS else more)
+        found = find_layout(root, more) if more in LAYOUTS else find_layout(root, split=more)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"layouts.py: {error}")
     print(f"{root}: {found.name}, {len(found.clips):,} clips, {len(found.class_names)} classes\n"

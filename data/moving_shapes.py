@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from data.source import ClipSource
+from data.source import ClipSource, load_batch
 
 
 class MovingShapes(ClipSource):
@@ -47,9 +47,8 @@ class MovingShapes(ClipSource):
         self.split = split
         self.class_names = [f"{shape} {direction}" for shape in self.shapes
                             for direction in self.directions]
-        shuffled = np.random.default_rng(0).permutation(math.prod(self.choices))
-        self.numbers = shuffled[np.arange(len(shuffled)) % 6 == 0] if split == "test" else (
-            shuffled[np.arange(len(shuffled)) % 6 > 0])
+        numbers = np.random.default_rng(0).permutation(math.prod(self.choices))
+        self.numbers = numbers[(np.arange(len(numbers)) % 6 == 0) == (split == "test")]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -119,18 +118,15 @@ class MovingShapes(ClipSource):
 
 
 def main() -> None:
-    source = MovingShapes("test")
-    clips, labels = zip(*(source.clip(index) for index in range(len(source))))
-    video = rearrange(torch.from_numpy(np.stack(clips)), "b t h w c -> b c t h w") / 255
-    labels = torch.tensor(labels)
+    video, labels = load_batch(MovingShapes("test"), step=0, batch_size=64, seed=0)
     print("noise   shape right   direction right   both   (64 clips)")
     for noise in (0.0, 0.05, 0.1, 0.2):
         generator = torch.Generator().manual_seed(0)
         noisy = video + noise * torch.randn(video.shape, generator=generator)
         shape, direction = MovingShapes.recognize(noisy.clamp(0, 1))
-        right = shape == labels // 4, direction == labels % 4
-        print(f"{noise:5.2f} {right[0].float().mean():13.1%} {right[1].float().mean():17.1%}"
-              f" {(right[0] & right[1]).float().mean():6.1%}")
+        shape, direction = (shape == labels // 4).float(), (direction == labels % 4).float()
+        print(f"{noise:5.2f} {shape.mean():13.1%} {direction.mean():17.1%}"
+              f" {(shape * direction).mean():6.1%}")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def chosen_settings(options: argparse.Namespace) -> dict:
 
 def main() -> None:
     config, data, options = parse()
-    print(f"preset {options.preset}, data {data.root or data.dataset}; differs from the preset in")
+    print(f"preset {options.preset}, data {data.root or data.dataset}\nflags that differ from it:")
     for field in dataclasses.fields(config):
         there, here = getattr(PRESETS[options.preset], field.name), getattr(config, field.name)
         if there != here:
