@@ -14,11 +14,11 @@ Run:    python figures.py                 all of them but real
 """
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -27,23 +27,24 @@ from torch import Tensor, nn
 from commit import (TASKS, commit_mask, cutoff_score, is_padding, make_condition, mask_ratio,
                     num_masked, task_index, tokenize_condition)
 from data.moving_shapes import MovingShapes
-from data.source import NO_LABEL, load_batch, to_float
-from decode import commit_decode, generate, gumbel_noise
-from discriminator import (DISCRIMINATORS, Discriminator3d, LeCam, discriminator_loss,
-                           generator_loss, r1_penalty)
+from data.source import NO_LABEL, ClipSource, to_float
+from decode import commit_decode, gumbel_noise
+from discriminator import DISCRIMINATORS, Discriminator3d
+from measure.influence import gradient_norms, leaking_shares
 from measure.report import draw_losses, draw_samples, measurable_tasks
-from pictures import (DECIDED, GIVEN, MASKED, PADDED, canvas, cells, draw_curves, draw_ids, strip,
-                      write_grid)
+from pictures import (DECIDED, GIVEN, MASKED, PADDED, WRONG, canvas, cells, draw_curves,
+                      draw_ids, strip, write_grid)
 from tokenizer import TOKENIZERS, VideoTokenizer
 from training.checkpoint import Run, load_run
 
 TOY, ASSETS = Path("assets/toy"), Path("assets")
+CLIP = 23                       # the held-out clip that most figures show
 
 
-def held_out_clip(run: Run, index: int) -> tuple[Tensor, int]:
-    """Held-out clip `index` as (1, 3, T, H, W) in [0, 1], and its label."""
-    clip, label = run.held_out().clip(index, None)
-    return to_float(clip[None]), label
+def all_clips(source: ClipSource) -> tuple[Tensor, Tensor]:
+    """video (clips, 3, T, H, W) in [0, 1] and label (clips,), in the order of the source."""
+    clips, labels = zip(*(source.clip(index, None) for index in range(len(source))))
+    return to_float(np.stack(clips)), torch.tensor(labels)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def tasks(run: Path = TOY, out: Path = ASSETS) -> None:
                 axis.imshow(strip(picture), interpolation="nearest")
                 axis.set_title(title if name == "FP" else "", fontsize=12)
             row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=15)
-            row[2].set_xlabel(task.title + (": latent frame 1 is 1 given + 3 copied frames"
+            row[2].set_xlabel(task.title + (": latent frame 0 is 1 given + 3 copied frames"
                                             if name == "FP" else ""), fontsize=10)
 
 
@@ -95,13 +96,14 @@ def schedules(run: Path = TOY, out: Path = ASSETS) -> None:
 def tokens(run: Path = TOY, out: Path = ASSETS) -> None:
     """A clip of the toy under its token grid, the ids written in."""
     trained = load_run(run)
-    video, label = held_out_clip(trained, 23)
+    video, label = all_clips(trained.held_out())
+    video, label = video[CLIP:CLIP + 1], label[CLIP]
     ids = trained.tokenizer.encode(video)[0]
     t, h, w = ids.shape
     with canvas(out / "tokens.png", 2, t, (2.2 * t, 5.2)) as axes:
         for column in range(t):
             frame = rearrange(video[0, :, 4 * column], "c h w -> h w c")
-            axes[0, column].imshow(frame.numpy(), extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+            axes[0, column].imshow(frame, extent=(-0.5, w - 0.5, h - 0.5, -0.5))
             axes[0, column].set_title(f"frames {4 * column} to {4 * column + 3}", fontsize=11)
             draw_ids(axes[1, column], ids[column], torch.full((h, w), DECIDED), size=9)
             for axis in axes[:, column]:
@@ -116,163 +118,164 @@ def tokens(run: Path = TOY, out: Path = ASSETS) -> None:
 def conditions(run: Path = TOY, out: Path = ASSETS) -> None:
     """z, z-tilde and z-bar of central outpainting, and how good z-tilde is in each task."""
     trained = load_run(run)
-    video, _ = held_out_clip(trained, 23)
-    z = trained.tokenizer.encode(video)
-    shape = z.shape[1:]
-    tilde, is_pad = tokenize_condition(trained.tokenizer, video, "OPC")
-    scores = torch.rand(1, z[0].numel(), generator=torch.Generator().manual_seed(1))
-    cutoff = cutoff_score(scores, mask_ratio(torch.tensor([0.4])))
-    masked = scores <= cutoff[:, None]
-    bar = commit_mask(z.flatten(1), tilde, is_pad, scores, cutoff, mask_id=-1)
-    right = torch.where(tilde == z.flatten(1), GIVEN, PADDED)
-    kinds = torch.where(masked, torch.where(is_pad, MASKED, GIVEN), DECIDED)
-    rows = {"z, the video's\ntokens": (z.flatten(1), torch.full_like(tilde, DECIDED)),
-            "z-tilde, the condition's\n(green: equal to z)": (
-                tilde.masked_fill(is_pad, -1), torch.where(is_pad, PADDED, right)),
-            "z-bar, Eq. (2)\ngreen z-tilde, black\n[MASK], blue z": (bar, kinds)}
-    with canvas(out / "conditions.png", 3, shape[0], (2.1 * shape[0] + 1, 6.6)) as axes:
+    tokenizer, (video, _) = trained.tokenizer, all_clips(trained.held_out())
+    tokens = tokenizer.encode(video).flatten(1)
+    for task in TASKS:
+        tilde, is_pad = tokenize_condition(tokenizer, video, task)
+        if not is_pad.all():
+            share = (tilde == tokens)[:, ~is_pad].float().mean().item()
+            print(f"  {task:4} {share:4.0%} of the condition's tokens are the real clip's")
+
+    z, shape = tokens[CLIP:CLIP + 1], tokenizer.latent_shape(*video.shape[2:])
+    tilde, is_pad = tokenize_condition(tokenizer, video[CLIP:CLIP + 1], "OPC")
+    scores = torch.rand(z.shape, generator=torch.Generator().manual_seed(1))
+    cutoff = cutoff_score(scores, torch.tensor([0.8]))
+    bar = commit_mask(z, tilde, is_pad, scores, cutoff, mask_id=-1)
+    given = torch.where(tilde == z, GIVEN, WRONG)                # a condition token, as a colour
+    kinds = torch.where(scores > cutoff, DECIDED, torch.where(is_pad, MASKED, given))
+    rows = {"z, the tokens\nof the clip": (z, torch.full_like(z, DECIDED)),
+            "z-tilde, the tokens\nof the condition\n\ngreen: equal to z\norange: not": (
+                tilde.masked_fill(is_pad, -1), torch.where(is_pad, PADDED, given)),
+            "z-bar, Eq. (2),\n80 % masked\n\nblack: [MASK]\nblue: z, shown": (bar, kinds)}
+    with canvas(out / "conditions.png", 3, shape[0], (2.1 * shape[0] + 1.4, 6.6)) as axes:
         for row, (name, (ids, colours)) in zip(axes, rows.items()):
             for axis, frame, colour in zip(row, ids.view(shape), colours.view(shape)):
-                draw_ids(axis, frame, colour, size=9)
-            row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+                draw_ids(axis, frame, colour, size=11)
+            row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
         for number, axis in enumerate(axes[0]):
-            axis.set_title(f"latent frame {number}", fontsize=10)
-    everything, _ = load_batch(trained.held_out(), 0, 64, seed=0, augment=False)
-    z = trained.tokenizer.encode(everything).flatten(1)
-    for task in (task for task in TASKS if TASKS[task].region(16, 32, 32, *(
-            (1,) if TASKS[task].counts_frames else ())).any()):
-        tilde, is_pad = tokenize_condition(trained.tokenizer, everything, task)
-        share = (tilde == z)[:, ~is_pad].float().mean().item()
-        print(f"  {task:4} {share:4.0%} of the condition's tokens are the real clip's")
+            axis.set_title(f"latent frame {number}", fontsize=11)
 
 
 # ---------------------------------------------------------------------------------------------
 # Why COMMIT: what leaking does
 
-def leak(run: Path = TOY, out: Path = ASSETS) -> None:
+def leak(run: Path = TOY, out: Path = ASSETS, samples: int = 4) -> None:
     """What a token sees, what unmasked tokens give away, and what that does to frame prediction."""
     trained = load_run(run)
-    influence, shares = leaking_shares(trained.tokenizer, *(held_out_clip(trained, i)[0]
-                                                            for i in (0, 1)))
-    distance = list(range(len(influence)))
-    draw_curves(out / "leak.png", [
-        ("what moves one token", "pixels away from the token's own", "share of the influence",
-         {"at this distance": (distance, influence),
-          "up to this distance": (distance, torch.tensor(influence).cumsum(0).tolist())})],
-        (5.5, 3.2))
+    video, label = all_clips(trained.held_out())
+    influence, shares = leaking_shares(trained.tokenizer, video[:1], video[1:2])
     print(f"  one token: {1 - influence[0]:.0%} of what moves it lies outside of its own pixels\n"
           "  OPC, tokens of the given region that change with pixels that are not given: "
           f"unmasked {shares[0]:.0%}, COMMIT {shares[1]:.0%}")
-
-    video, label = load_batch(trained.held_out(), 0, 64, seed=0, augment=False)
-    grid = trained.tokenizer.latent_shape(*video.shape[2:])
-    real = trained.tokenizer.encode(video).flatten(1)
     honest, is_pad = tokenize_condition(trained.tokenizer, video, "FP")
-    model, results = trained.transformer, {}
-    prompt = torch.full((len(video),), task_index("FP", model.prompts))
-    for name, condition in (("leaked", real), ("COMMIT", honest)):
-        for state in commit_decode(model, prompt, torch.full_like(prompt, model.no_class),
-                                   condition, is_pad, **trained.config.decoding,
-                                   generator=torch.Generator().manual_seed(0)):
-            pass
-        generated = trained.tokenizer.decode(state.tokens.view(-1, *grid)).clamp(0, 1)
-        direction = MovingShapes.recognize(generated)[1]
-        results[name] = generated, direction == label % 4
-        print(f"  frame prediction, {name:6}: the real clip's direction in "
-              f"{results[name][1].float().mean():.0%} of {len(video)} held-out clips")
-    told = (results["leaked"][1] & ~results["COMMIT"][1]).nonzero()[:4, 0].tolist()
+    made, right = {}, []
+    for name, condition in (("real tokens", trained.tokenizer.encode(video).flatten(1)),
+                            ("COMMIT", honest)):
+        made[name] = torch.cat([decode_tokens(trained, condition, is_pad, "FP", seed)
+                                for seed in range(samples)])
+        direction = MovingShapes.recognize(made[name])[1]
+        right.append((direction == label.repeat(samples) % 4).float().mean().item())
+        print(f"  FP from {name}: the real clip's direction in {right[-1]:.0%} of "
+              f"{len(direction)} samples on {len(video)} held-out clips")
+    learned, _ = all_clips(MovingShapes())
+    alike = (learned[:, :, 0] == video[:, None, :, 0]).flatten(2).all(2)       # the first frame
+    error = torch.cdist(made["COMMIT"].flatten(1), learned.flatten(1)).square() / learned[0].numel()
+    recited = (error.masked_fill(~alike.repeat(samples, 1), 1.0).amin(1) < 0.01).sum()
+    print(f"  of COMMIT's, {recited} go on as a training clip with that first frame (above 20 dB)")
+
+    shown = [int((label % 4 == way).nonzero()[0]) for way in range(4)]       # the first of each
     first = video[:, :, :1].expand_as(video)
     write_grid(out / "leak.gif", [
-        (trained.class_names[label[i]], [first[i], results["leaked"][0][i],
-                                         results["COMMIT"][0][i], video[i]]) for i in told],
-        ["given", "tokens leaked", "COMMIT", "real"])
+        (trained.class_names[label[i]], [first[i], *(each[i] for each in made.values()), video[i]])
+        for i in shown], ["given: 1 frame", "leaked", "COMMIT", "real"])
+    with canvas(out / "leak.png", 1, 3, (13, 3.6), ticks=True) as ((curve, *bars),):
+        distance, total = range(len(influence)), torch.tensor(influence).cumsum(0).tolist()
+        curve.plot(distance, total, label="up to this distance")
+        curve.bar(distance, influence, color="C1", label="at this distance")
+        curve.set(title=f"{1 - influence[0]:.0%} of what moves a token is not in it", ylim=(0, 1),
+                  xlabel="pixels or frames away from the token's own", ylabel="share of influence")
+        curve.legend(loc="center right")
+        for axis, title, values in zip(bars, (
+                "given tokens that change with\npixels that are not given (OPC)",
+                "real clip's direction, told\nfrom its first frame (FP)"), (shares, right)):
+            axis.bar(["real tokens, unmasked", "COMMIT"], values, color=["C3", "C2"], width=0.6)
+            axis.set(title=title, ylim=(0, 1), yticks=[])
+            for place, value in enumerate(values):
+                axis.text(place, value + 0.02, f"{value:.0%}", ha="center", fontsize=12)
 
 
-def leaking_shares(tokenizer: nn.Module, video: Tensor, other: Tensor
-                   ) -> tuple[list[float], list[float]]:
-    """video, other (1, 3, T, H, W) in [0, 1]. First: of all that moves the latent in the middle,
-    the share at each distance in pixels from the token's own pixels. Second: of the tokens of
-    OPC's region, the share that changes when all pixels outside of it are `other`'s, if they are
-    unmasked as they are, and in COMMIT."""
-    sizes, grid = video.shape[2:], tokenizer.latent_shape(*video.shape[2:])
-    place = [length // 2 for length in grid]
-    pixels = video.clone().requires_grad_()
-    latent = tokenizer.latents(pixels)[(0, slice(None), *place)]
-    influence = sum(torch.autograd.grad(number, pixels, retain_graph=True)[0].abs().sum((0, 1))
-                    for number in latent)                                        # (T, H, W)
-    away = torch.zeros(sizes)
-    for axis, (size, cell, i) in enumerate(zip(sizes, grid, place)):
-        first, last = i * size // cell, (i + 1) * size // cell - 1
-        position = torch.arange(size)
-        steps = torch.maximum(first - position, position - last).clamp(min=0)
-        away = torch.maximum(away, steps.view([-1 if a == axis else 1 for a in range(3)]).float())
-    by_distance = torch.zeros(int(away.max()) + 1).scatter_add_(0, away.flatten().long(),
-                                                                influence.flatten())
-    changed = torch.where(make_condition(video, "OPC")[1], video, other)
-    (before, is_pad), (after, _) = (tokenize_condition(tokenizer, v, "OPC")
-                                    for v in (video, changed))
-    unmasked = [tokenizer.encode(v).flatten(1) for v in (video, changed)]
-    return ((by_distance / by_distance.sum()).tolist(),
-            [(x != y)[:, ~is_pad].float().mean().item() for x, y in (unmasked, (before, after))])
+def decode_tokens(run: Run, condition_tokens: Tensor, is_pad: Tensor, task: str,
+                  seed: int) -> Tensor:
+    """Algorithm 1 from given condition tokens (B, N) -> videos in [0, 1]."""
+    B = len(condition_tokens)
+    prompt = torch.full((B,), task_index(task, run.transformer.prompts))
+    for state in commit_decode(run.transformer, prompt, torch.full((B,), run.transformer.no_class),
+                               condition_tokens, is_pad, **run.config.decoding,
+                               generator=torch.Generator().manual_seed(seed)):
+        pass
+    grid = run.tokenizer.latent_shape(*run.config.clip_shape)
+    return run.tokenizer.decode(state.tokens.view(B, *grid)).clamp(0, 1)
 
 
 # ---------------------------------------------------------------------------------------------
 # Fig. 3: what happens between the steps
 
-def steps(run: Path = TOY, out: Path = ASSETS, task: str = "FP", clip: int = 23) -> None:
+def steps(run: Path = TOY, out: Path = ASSETS, task: str = "OPD", clip: int = 48) -> None:
     """Input tokens and output video of some steps; below, the same condition by latent masking."""
     trained = load_run(run)
-    video, label = held_out_clip(trained, clip)
-    grid = trained.tokenizer.latent_shape(*video.shape[2:])
-    condition, is_pad = tokenize_condition(trained.tokenizer, video, task)
-    count = trained.config.decode_steps
-    shown = sorted({round(i * (count - 1) / 4) for i in range(5)})
-    model, one = trained.transformer, torch.zeros(1, dtype=torch.long)
-    arguments = (model, one + task_index(task, model.prompts), one + model.no_class)
-    commit = commit_decode(*arguments, condition, is_pad, **trained.config.decoding,
+    tokenizer, model, (video, label) = trained.tokenizer, trained.transformer, all_clips(
+        trained.held_out())
+    grid, count = tokenizer.latent_shape(*video.shape[2:]), trained.config.decode_steps
+    condition, is_pad = tokenize_condition(tokenizer, video, task)
+    prompt = torch.full((len(video),), task_index(task, model.prompts))
+    arguments = (model, prompt, torch.full_like(prompt, model.no_class), condition)
+    commit = commit_decode(*arguments, is_pad, **trained.config.decoding,
                            generator=torch.Generator().manual_seed(0))
-    states = {"COMMIT": [(state.tokens, ~state.unknown, is_pad) for state in commit],
-              "latent masking": list(latent_masking(*arguments, condition, ~is_pad, count))}
-    with canvas(out / "steps.png", 4, len(shown), (3.1 * len(shown), 5.2), dpi=75) as axes:
-        for row, (name, sequence) in enumerate(states.items()):
-            decided = torch.zeros_like(condition, dtype=torch.bool)
+    sequences = {"COMMIT": [(state.tokens, ~state.unknown, is_pad) for state in commit],
+                 "tokens kept": latent_masking(*arguments, ~is_pad, count,
+                                                trained.config.decode_temperature)}
+    shown = sorted({round(i * (count - 1) / 4) for i in range(5)})
+    frames = [2, 6, 10, 14]
+    with canvas(out / "steps.png", 5, len(shown), (3.1 * len(shown), 5.2), dpi=75) as axes:
+        for row, (name, sequence) in enumerate(sequences.items()):
+            decided = torch.zeros_like(is_pad)
             for step, (ids, next_decided, padding) in enumerate(sequence):
                 if step in shown:
                     kinds = torch.where(decided, DECIDED, torch.where(padding, MASKED, GIVEN))
-                    decoded = trained.tokenizer.decode(ids.view(1, *grid)).clamp(0, 1)[0]
+                    large = kinds.view(grid).repeat_interleave(8, 1).repeat_interleave(8, 2)
+                    decoded = tokenizer.decode(ids[clip].view(1, *grid))[0].clamp(0, 1)
                     above, below = axes[2 * row:2 * row + 2, shown.index(step)]
-                    above.imshow(strip(cells(kinds.view(grid))), interpolation="nearest")
-                    above.set_title(f"{name}: into step {step}", fontsize=10)
-                    below.imshow(strip(decoded[:, [0, 5, 10, 15]]))
-                decided = next_decided
-            axes[2 * row, 0].set_ylabel("tokens\n(4 latent frames)", fontsize=8)
-            axes[2 * row + 1, 0].set_ylabel("predicted video\n(4 of 16 frames)", fontsize=8)
-    given = make_condition(video, task)[1]
-    for name, sequence in states.items():
-        decoded = trained.tokenizer.decode(sequence[-1][0].view(1, *grid)).clamp(0, 1)
-        error = (decoded - video).square()[given.expand_as(video)].mean()
-        print(f"  {name:15} {-10 * error.log10():.1f} dB inside the given region of {task}")
+                    above.imshow(strip(cells(large)), interpolation="nearest")
+                    below.imshow(strip(decoded[:, frames]))
+                    axes[0, shown.index(step)].set_title(f"step {step + 1} of {count}")
+                decided = next_decided[clip] & (is_pad | (name == "COMMIT"))
+            axes[2 * row, 0].set_ylabel(f"{name}\ninput", fontsize=9)
+            axes[2 * row + 1, 0].set_ylabel("output", fontsize=9)
+            made = tokenizer.decode(sequence[-1][0].view(-1, *grid)).clamp(0, 1)
+            right = (MovingShapes.recognize(made)[0] == label // 4).float().mean()
+            print(f"  {task}, {name}: {-10 * (made - video).square().mean().log10():.1f} dB, "
+                  f"the right shape in {right:.0%} of {len(video)} clips")
+        given, valid = make_condition(video, task)
+        for axis, title, pixels in zip(axes[4], (
+                "given pixels", "condition V~", "V~ as its tokens say it", "the real clip"), (
+                torch.where(valid, video, 0.6), given, tokenizer.decode(condition.view(-1, *grid)),
+                video)):
+            axis.imshow(strip(pixels[clip][:, frames]))
+            axis.set_xlabel(title)
+        axes[4, 4].axis("off")
 
 
 @torch.no_grad()
 def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition: Tensor,
-                   given: Tensor, count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """MaskGIT's decoding with the condition's tokens put in as known, never to change.
+                   given: Tensor, count: int, temperature: float = 0.0
+                   ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Algorithm 1 with the condition's tokens (B, N) put in as known, where given (N,).
 
-    Returns per step: the best guess (1, N), what is decided after it, and what was [MASK]'s place.
+    They never change. Returns per step: the best guess and what is decided after it, both (B, N),
+    and what was [MASK]'s place (N,).
     """
     generator, N = torch.Generator().manual_seed(0), int((~given).sum())
-    known, guess, states = given[None].clone(), condition.clone(), []
+    known, guess, states = given.expand_as(condition), condition.clone(), []
     for t in range(count):
-        inputs = torch.where(known, guess, model.mask_id)
-        logits = model(inputs, task, label).float()
+        logits = model(torch.where(known, guess, model.mask_id), task, label).float()
         sampled = (logits + gumbel_noise(logits.shape, generator)).argmax(-1)
         guess = torch.where(known, guess, sampled)
         sure = logits.log_softmax(-1).gather(-1, guess[..., None])[..., 0]
-        sure = sure.masked_fill(known, torch.inf)
-        left = N * mask_ratio(torch.tensor((t + 1) / count)).item()
-        keep = len(given) - (math.ceil(left - 1e-3) if t < count - 1 else 0)
-        known = torch.zeros_like(known).scatter(1, sure.topk(keep).indices, True)
+        sure = sure + temperature * (1 - (t + 1) / count) * gumbel_noise(sure.shape, generator)
+        left = num_masked(mask_ratio(torch.tensor([(t + 1) / count])), N)
+        keep = len(given) - (int(left) if t < count - 1 else 0)
+        known = torch.zeros_like(known).scatter(
+            1, sure.masked_fill(known, torch.inf).topk(keep).indices, True)
         states.append((guess, known, ~given))
     return states
 
@@ -281,21 +284,12 @@ def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition: Ten
 # Samples, losses
 
 def samples(run: Path = TOY, out: Path = ASSETS) -> None:
-    """The README's hero: ten tasks on a held-out clip. And how much of it is memory."""
+    """The README's hero: ten tasks on a held-out clip."""
     trained = load_run(run)
-    video, label = held_out_clip(trained, 23)
-    draw_samples(trained, video, label, out / "samples.gif", list(TASKS),
+    video, label = all_clips(trained.held_out())
+    draw_samples(trained, video[CLIP:CLIP + 1], int(label[CLIP]), out / "samples.gif", list(TASKS),
                  **trained.config.decoding)
-    clips = to_float(torch.stack([torch.from_numpy(MovingShapes().clip(i)[0])
-                                  for i in range(320)]).numpy()).flatten(1)
-    held_out, _ = load_batch(trained.held_out(), 0, 64, seed=0, augment=False)
-    made = torch.cat([generate(trained.tokenizer, trained.transformer, held_out, "FP",
-                               generator=torch.Generator().manual_seed(seed),
-                               **trained.config.decoding) for seed in range(4)]).flatten(1)
-    nearest = (torch.cdist(made, clips).square() / made.shape[1]).amin(1)
-    recited = int((-10 * nearest.log10() > 20).sum())
-    print(f"  {trained.class_names[label]}; of {len(made)} frame predictions on held-out clips, "
-          f"{recited} are a training clip (above 20 dB)")
+    print(f"  held-out clip {CLIP}: {trained.class_names[label[CLIP]]}")
 
 
 def real(run: Path = Path("runs/asl"), out: Path = ASSETS) -> None:
@@ -339,29 +333,6 @@ def gradients(run: Path = TOY, out: Path = ASSETS) -> None:
         axis.set_yticks([y + 0.5 for y in range(len(norms))], norms)
         axis.xaxis.tick_top()
         axis.tick_params(length=0)
-
-
-def gradient_norms(tokenizer: nn.Module, discriminator: nn.Module, video: Tensor
-                   ) -> dict[str, dict[str, float]]:
-    """How far each loss of stage 1 reaches: the norm of its gradient in each part; 0: none.
-
-    video (B, 3, T, H, W) in [0, 1]. Losses as in steps.tokenizer_pass, before it cuts any.
-    """
-    output, real = tokenizer(video), video.clone().requires_grad_()
-    fake_logits, real_logits = discriminator(output.reconstruction), discriminator(real)
-    losses = {"reconstruction": F.mse_loss(output.reconstruction, video),
-              "codebook": output.codebook_loss, "commitment": output.commitment_loss,
-              "entropy": output.entropy_loss, "generator": generator_loss(fake_logits),
-              "discriminator": discriminator_loss(real_logits, fake_logits),
-              "R1": r1_penalty(real_logits, real),
-              "LeCam": LeCam()(real_logits.mean(), fake_logits.mean())}
-    named = list(tokenizer.named_parameters())
-    parts = {part: [p for name, p in named if name.startswith(part)]
-             for part in ("encoder", "quantizer", "decoder")}
-    parts["discriminator"] = list(discriminator.parameters())
-    return {name: {part: nn.utils.get_total_norm([g for g in torch.autograd.grad(
-        loss, parameters, retain_graph=True, allow_unused=True) if g is not None]).item()
-        for part, parameters in parts.items()} for name, loss in losses.items()}
 
 
 FIGURES = {figure.__name__: figure for figure in (

@@ -26,8 +26,9 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 # Where a token is from, as a colour (Fig. 2 and Fig. 3).
-GIVEN, MASKED, DECIDED, PADDED = 0, 1, 2, 3
-COLOURS = torch.tensor([[0.2, 0.7, 0.3], [0.0, 0.0, 0.0], [0.35, 0.6, 0.95], [1.0, 1.0, 1.0]])
+GIVEN, MASKED, DECIDED, PADDED, WRONG = range(5)
+COLOURS = torch.tensor([[0.2, 0.7, 0.3], [0.0, 0.0, 0.0], [0.35, 0.6, 0.95], [1.0, 1.0, 1.0],
+                        [1.0, 0.6, 0.2]])
 
 
 def to_frames(video: Tensor) -> np.ndarray:
