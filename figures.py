@@ -103,7 +103,7 @@ def tokens(run: Path = TOY, out: Path = ASSETS) -> None:
     with canvas(out / "tokens.png", 2, t, (2.2 * t, 5.2)) as axes:
         for column in range(t):
             frame = rearrange(video[0, :, 4 * column], "c h w -> h w c")
-            axes[0, column].imshow(frame, extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+            axes[0, column].imshow(frame.numpy(), extent=(-0.5, w - 0.5, h - 0.5, -0.5))
             axes[0, column].set_title(f"frames {4 * column} to {4 * column + 3}", fontsize=11)
             draw_ids(axes[1, column], ids[column], torch.full((h, w), DECIDED), size=9)
             for axis in axes[:, column]:
