@@ -283,15 +283,14 @@ def refuse_leak(task: str, shape: tuple[int, int, int], condition_frames: int = 
     """
     generator = torch.Generator().manual_seed(0)
     one, other = torch.rand(2, 1, 3, *shape, generator=generator)
-    padding = f"the padding of {task} ({TASKS[task].padding.__name__})"
     try:
         condition, valid = make_condition(one, task, condition_frames)
     except (IndexError, RuntimeError) as error:
-        raise ValueError(f"{padding} does not go with its region: {error}") from None
+        raise ValueError(f"the padding of {task} does not go with its region: {error}") from None
     changed = make_condition(torch.where(valid, one, other), task, condition_frames)[0]
     if not torch.equal(condition, changed):
-        raise ValueError(f"{padding} depends on pixels that its region does not give: the model "
-                         "would be shown the answer")
+        raise ValueError(f"the padding of {task} ({TASKS[task].padding.__name__}) depends on pixels"
+                         " that its region does not give: the model would be shown the answer")
 
 
 def is_padding(valid: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
