@@ -14,7 +14,7 @@ Run:    python tokenizer.py        parameters and tokens of every size, beside t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -39,8 +39,9 @@ class TokenizerConfig:
     kernel: tuple[int, int, int] = (3, 3, 3)                         # (1, 3, 3) makes it 2D
     norm_groups: int = 32                                            # official
     entropy_temperature: float = 0.01                                # official
-    residual_gain: float = 1.0      # of the initial residual branches: 1 official, 0 learns faster
-    latent_gain: float = 1.0        # of the initial latents: 1 official
+    # Of fresh weights alone: residual branches (1 official, 0 learns faster) and latents.
+    residual_gain: float = field(default=1.0, metadata=dict(may_change=True))
+    latent_gain: float = field(default=1.0, metadata=dict(may_change=True))
 
     def __post_init__(self):
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:

@@ -46,6 +46,7 @@ from training.presets import TrainConfig
 from training.start import refuse_other_networks, start_stage
 from training.tokens import TokenSource
 
+
 def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *,
           stage: str = "all", on_step: Callable[[str, int, dict], dict | None] | None = None,
           tokens: Callable[[int], TokenBatch] | None = None, processes: Processes = Processes(),

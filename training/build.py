@@ -30,7 +30,7 @@ from data.clips import DataConfig
 from discriminator import Discriminator2d, Discriminator3d, DiscriminatorConfig, LeCam
 from steps import Trainee
 from tokenizer import ImageTokenizer, TokenizerConfig, VideoTokenizer
-from training.presets import PRESETS, TrainConfig
+from training.presets import PRESETS, TrainConfig, settings_of
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
 # Another network is one line here: its configuration's type, and its class.
@@ -154,7 +154,7 @@ def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int,
         raise ValueError(f"the data have no classes, and {' '.join(config.tasks)} need some; give "
                          "videos in folders of the classes' names, or other --tasks")
     for stage in stages:
-        batch = f"{'transformer' if stage == 'transformer' else 'tokenizer'}_batch"
+        batch = f"{settings_of(stage)}_batch"
         if getattr(config, batch) % world:
             raise ValueError(f"{batch} is {getattr(config, batch)}; wanted a multiple of the "
                              f"{world} processes")
@@ -208,6 +208,13 @@ def from_plain(values: dict, kind: type | None = None):
 
     return by_name[name](**{key: restored(value) for key, value in values.items()
                             if key in fields})
+
+
+def differences(old, new) -> dict[str, tuple]:
+    """Where two configurations differ, as name -> (old, new), but for fields that may change."""
+    pairs = {field.name: (getattr(old, field.name, None), getattr(new, field.name))
+             for field in dataclasses.fields(new) if not field.metadata.get("may_change")}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def main() -> None:

@@ -62,6 +62,11 @@ def previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
+def is_there(path: Path) -> bool:
+    """Whether load_checkpoint(path) has a file to read."""
+    return path.exists() or previous(path).exists()
+
+
 def read_checkpoint(path: Path) -> dict:
     """The dict in one file. ValueError, in one line, where it is damaged or not one of ours."""
     try:
@@ -108,7 +113,7 @@ def load_checkpoint(path: str | Path) -> dict:
     Raises FileNotFoundError where neither exists, ValueError where none can be used.
     """
     path = Path(path)
-    if not path.exists() and not previous(path).exists():
+    if not is_there(path):
         raise FileNotFoundError(f"no checkpoint {path}; train first: python train.py")
     try:
         if not path.exists():

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from steps import STAGE_2, Trainee
-from training.build import as_plain, from_plain
-from training.checkpoint import load_checkpoint, previous, save_checkpoint
+from training.build import as_plain, differences, from_plain
+from training.checkpoint import is_there, load_checkpoint, save_checkpoint
 from training.presets import TrainConfig
 from transformer import TransformerConfig
 
@@ -163,7 +163,7 @@ def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
     name.networks = stage.trainee.networks
     start = 0
     plain = {part: as_plain(each) for part, each in stage.configs.items()}
-    if path.exists() or previous(path).exists():
+    if is_there(path):
         state = load_checkpoint(path)
         refuse_other_configuration(path, state["config"], stage.configs)
         stage.trainee.load(state)
@@ -255,19 +255,14 @@ def refuse_other_configuration(path: Path, plain: dict[str, dict], configs: dict
     """ValueError naming the settings in which a checkpoint differs from the run to be resumed.
 
     A setting that the checkpoint does not know had its default. Not compared: what may change on
-    the way (each field says so), the sizes of fresh weights, and stage 2's settings where stage 1
-    is resumed.
+    the way (each field says so), and stage 2's settings where stage 1 is resumed.
     """
-    different = []
-    stage_2 = isinstance(configs["network"], TransformerConfig)
+    stage_2, different = isinstance(configs["network"], TransformerConfig), []
     for part, new in configs.items():
-        old = from_plain(plain[part], type(new))
-        for each in dataclasses.fields(new):
-            free = (each.metadata.get("may_change") or each.name in ("residual_gain", "latent_gain")
-                    or not stage_2 and each.metadata.get("group") == STAGE_2.args[0])
-            there, here = getattr(old, each.name, None), getattr(new, each.name)
-            if not free and there != here:
-                different.append(f"{part}.{each.name} {there!r} there, {here!r} here")
+        groups = {field.name: field.metadata.get("group") for field in dataclasses.fields(new)}
+        for name, (there, here) in differences(from_plain(plain[part], type(new)), new).items():
+            if stage_2 or groups[name] != STAGE_2.args[0]:
+                different.append(f"{part}.{name} {there!r} there, {here!r} here")
     if different:
         raise ValueError(f"{path} was trained with another configuration: {'; '.join(different)}. "
                          "Give --out another folder, or the old settings")

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from commit import TASKS, nothing
 from steps import TokenBatch, Trainee, tokenizer_step, transformer_step
 from training.build import build_networks, build_optimizers, without_weights
-from training.presets import PRESETS, TrainConfig
+from training.presets import PRESETS, TrainConfig, settings_of
 
 CARD = 80e9                                  # bytes of the card that the plan fits clips into
 
@@ -82,11 +82,10 @@ def plan(name: str, config: TrainConfig) -> str:
 def doubts(config: TrainConfig, stage: str, videos: int) -> list[str]:
     """What is odd about the length of a stage, in words; nothing for a run of sensible length."""
     steps, warmup = config.steps(stage, videos)
-    flag = f"--{'transformer' if stage == 'transformer' else 'tokenizer'}-warmup"
     words = []
     if warmup >= steps:
         words.append(f"{steps:,} steps, and {warmup:,} of warm-up: the learning rate never reaches "
-                     f"its peak ({flag})")
+                     f"its peak (--{settings_of(stage)}-warmup)")
     start = config.tokenizer_ema ** steps
     if stage != "transformer" and start > 0.05:
         words.append(f"after {steps:,} steps the averaged weights are still {start:.0%} those of "

@@ -30,6 +30,11 @@ CLIPS, NETWORKS = partial(setting, "clips"), partial(setting, "networks")
 DECODING = partial(setting, "decoding", may_change=True)
 
 
+def settings_of(stage: str) -> str:
+    """What the names of a stage's settings begin with; the 2D-VQ ("image") has the tokenizer's."""
+    return "transformer" if stage == "transformer" else "tokenizer"
+
+
 @dataclass(frozen=True)
 class TrainConfig(Recipe):
     """Everything that decides what a run computes. Each field is a flag of train.py."""
@@ -120,8 +125,7 @@ class TrainConfig(Recipe):
 
     def steps(self, stage: str, videos: int) -> tuple[int, int]:
         """(steps in all, steps of warm-up) of a stage on so many training videos."""
-        name = "transformer" if stage == "transformer" else "tokenizer"
-        epochs, steps, batch, warmup = (getattr(self, f"{name}_{field}") for field in
+        epochs, steps, batch, warmup = (getattr(self, f"{settings_of(stage)}_{field}") for field in
                                         ("epochs", "steps", "batch", "warmup"))
         per_epoch = max(1, videos // batch)
         return steps or round(epochs * per_epoch), warmup or per_epoch

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from data.source import ClipSource, load_batch
 from steps import Trainee
 from tokenizer import TokenizerConfig, inflate
-from training.build import from_plain, transformer_config
-from training.checkpoint import load_checkpoint, load_network, previous
+from training.build import differences, from_plain, transformer_config
+from training.checkpoint import is_there, load_checkpoint, load_network
 from training.presets import TrainConfig
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
@@ -35,7 +35,7 @@ def start_stage(trainee: Trainee, stage: str, config: TrainConfig, source: ClipS
     grid: (t, h, w) of the tokens, for stage 2. Returns what a checkpoint should say of it: nothing,
     or the run that the weights are from.
     """
-    if any(path.exists() for path in (run / f"{stage}.pt", previous(run / f"{stage}.pt"))):
+    if is_there(run / f"{stage}.pt"):
         return {}                                        # the weights are in the checkpoint
     if stage == "transformer":
         transformer = trainee.networks["transformer"]
@@ -122,11 +122,7 @@ def refuse_other_networks(config: TrainConfig, stages: list[str], num_classes: i
     saved = {stage: load_checkpoint(init / f"{stage}.pt")["config"]["network"] for stage in stages}
     if "tokenizer" in saved:
         ours, theirs = config.tokenizer_config(), from_plain(saved["tokenizer"], TokenizerConfig)
-        if isinstance(theirs, TokenizerConfig) and isinstance(ours, TokenizerConfig):
-            # The gains say how fresh weights are drawn, which these are not.
-            theirs = replace(theirs, residual_gain=ours.residual_gain,
-                             latent_gain=ours.latent_gain)
-        if ours != theirs:
+        if type(ours) is not type(theirs) or differences(theirs, ours):
             raise ValueError(f"the tokenizer of {init} is {theirs}; this run's is {ours}: give "
                              "--tokenizer and --padding of that run")
     if "transformer" in saved:
