@@ -18,7 +18,9 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Iterable, Iterator
 
 import av
 import imageio.v3 as imageio
@@ -135,34 +137,70 @@ def read_video(path: str | Path, start: int = 0, count: int | None = None,
 
 
 def _decode(path: Path, start: int, count: int | None, stride: int) -> list[np.ndarray]:
-    frames: list[np.ndarray] = []
+    stop = None if count is None else start + (count - 1) * stride + 1
+    return list(islice(stream_frames(path), start, stop, stride))
+
+
+def stream_frames(path: str | Path, start: int = 0) -> Iterator[np.ndarray]:
+    """Frames of a video file from `start` on, one at a time, uint8 (H, W, 3), turned upright.
+
+    Memory does not depend on the file's length. A start is not counted to from the file's
+    beginning: the file is entered once, at the key frame before it, and frames are numbered by
+    their time stamps, which needs a constant rate. A file that breaks is a ValueError.
+    """
+    count = 0
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError(f"{path} has no video in it")
-            for number, frame in enumerate(container.decode(video=0)):
-                if number >= start and (number - start) % stride == 0:
-                    image = frame.to_ndarray(format="rgb24")
+            stream = container.streams.video[0]
+            first, per_frame = stream.start_time or 0, 0
+            if start:
+                per_frame = 1 / (stream.average_rate * stream.time_base)
+                container.seek(first + int(start * per_frame), stream=stream)
+            for frame in container.decode(stream):
+                if not start or frame.pts is not None and (
+                        round((frame.pts - first) / per_frame) >= start):
                     # phones store a sideways picture and a flag that says how to turn it
-                    frames.append(np.rot90(image, frame.rotation // 90))
-                    if len(frames) == count:
-                        break
+                    yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                    count += 1
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be decoded after {len(frames)} frames: "
+        raise ValueError(f"{path} cannot be decoded after {count} frames: "
                          f"{error.strerror}") from None
-    return frames
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
-    """uint8 (T, H, W, 3) to .gif, .npy, or a video format by its suffix (.mp4: H.264)."""
+def open_stream(path: str | Path, start: int = 0) -> tuple[float, Iterator[np.ndarray]]:
+    """Frames per second of a video (8 where the file has none), and stream_frames of it."""
+    if Path(path).suffix.lower() == ".npy":
+        return 8.0, iter(read_video(path, start))
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no video {path}")
+    try:
+        with av.open(str(path)) as container:
+            rate = container.streams.video[0].average_rate if container.streams.video else None
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} cannot be decoded: {error.strerror}") from None
+    return float(rate or 8), stream_frames(path, start)
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 8) -> None:
+    """uint8 frames (H, W, 3), or (T, H, W, 3), to .gif, .npy, or a video by its suffix (H.264).
+
+    Videos are written frame by frame, as long as may be; the other two take all in memory.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        np.save(path, frames)
-    elif path.suffix == ".gif":
-        imageio.imwrite(path, frames, duration=1000 / fps, loop=0)
-    else:
-        imageio.imwrite(path, frames, plugin="pyav", codec="libx264", fps=fps)
+    if path.suffix in (".npy", ".gif"):
+        video = np.stack(list(frames))
+        if path.suffix == ".npy":
+            np.save(path, video)
+        else:
+            imageio.imwrite(path, video, duration=1000 / fps, loop=0)
+        return
+    with imageio.imopen(path, "w", plugin="pyav") as file:
+        file.init_video_stream("libx264", fps=fps)
+        for frame in frames:
+            file.write_frame(frame)
 
 
 # ---------------------------------------------------------------------------------------------

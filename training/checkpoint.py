@@ -15,6 +15,7 @@ Run:    python -m training.checkpoint [RUN]      what a run folder holds (assets
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import platform
@@ -142,6 +143,14 @@ def load_network(state: dict, device: torch.device | str = "cpu", averaged: bool
                                   image=state["stage"] == "image")
     network.load_state_dict(state[name])
     return network.to(device).eval().requires_grad_(False)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """A hash of a network's settings and weights: to any other, its tokens mean nothing."""
+    total = hashlib.sha256(repr(getattr(network, "config", "")).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        total.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 @dataclass
