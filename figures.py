@@ -1,6 +1,6 @@
 """Every picture of the README and the docs, computed and drawn: the roof of the house.
 
-Paper   Fig. 2 (tasks), Fig. 3 (steps), Sec. 3.2 (why not simply unmask)
+Paper   Fig. 2 (tasks), Fig. 3 (steps), Sec. 3.2 (why not simply unmask), App. Figs. 4-5 and 11-12
 
 Shapes  assets/toy, or a run of yours -> clips, tokens, samples -> pictures.py -> assets/
 
@@ -28,9 +28,12 @@ from commit import (TASKS, commit_mask, cutoff_score, is_padding, make_condition
                     num_masked, task_index, tokenize_condition)
 from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource, to_float
-from decode import commit_decode, gumbel_noise
+from decode import commit_decode
 from discriminator import DISCRIMINATORS, Discriminator3d
-from measure.influence import gradient_norms, leaking_shares
+from long_video import extend, generator_of, outpaint
+from measure.influence import (context_shares, gradient_norms, latent_masking, leaking_shares,
+                               seam_errors)
+from measure.metrics import frames_of, psnr
 from measure.report import draw_losses, draw_samples, measurable_tasks
 from pictures import (DECIDED, GIVEN, MASKED, PADDED, WRONG, canvas, cells, draw_curves,
                       draw_ids, strip, write_grid)
@@ -255,29 +258,59 @@ def steps(run: Path = TOY, out: Path = ASSETS, task: str = "OPD", clip: int = 48
         axes[4, 4].axis("off")
 
 
-@torch.no_grad()
-def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition: Tensor,
-                   given: Tensor, count: int, temperature: float = 0.0
-                   ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Algorithm 1 with the condition's tokens (B, N) put in as known, where given (N,).
+# ---------------------------------------------------------------------------------------------
+# Any length, any width (App. Figs. 4-5 and 11-12)
 
-    They never change. Returns per step: the best guess and what is decided after it, both (B, N),
-    and what was [MASK]'s place (N,).
-    """
-    generator, N = torch.Generator().manual_seed(0), int((~given).sum())
-    known, guess, states = given.expand_as(condition), condition.clone(), []
-    for t in range(count):
-        logits = model(torch.where(known, guess, model.mask_id), task, label).float()
-        sampled = (logits + gumbel_noise(logits.shape, generator)).argmax(-1)
-        guess = torch.where(known, guess, sampled)
-        sure = logits.log_softmax(-1).gather(-1, guess[..., None])[..., 0]
-        sure = sure + temperature * (1 - (t + 1) / count) * gumbel_noise(sure.shape, generator)
-        left = num_masked(mask_ratio(torch.tensor([(t + 1) / count])), N)
-        keep = len(given) - (int(left) if t < count - 1 else 0)
-        known = torch.zeros_like(known).scatter(
-            1, sure.masked_fill(known, torch.inf).topk(keep).indices, True)
-        states.append((guess, known, ~given))
-    return states
+def windows(run: Path = TOY, out: Path = ASSETS) -> None:
+    """What changes when a clip passes together with more frames; the error at windows' seams."""
+    trained = load_run(run)
+    video, _ = all_clips(trained.held_out())
+    loop = video[CLIP:CLIP + 1].repeat(1, 1, 4, 1, 1)             # its motion has a period of 16
+    for name, film in (("the same motion goes on", loop), ("cuts to other clips", rearrange(
+            video[CLIP:CLIP + 4], "b c t h w -> 1 c (b t) h w"))):
+        for length, changed, quality in context_shares(trained.tokenizer, film):
+            print(f"  {name}: within {length} frames {changed:4.0%} of the tokens change, "
+                  f"{quality:.1f} dB")
+    curves = {}
+    for overlap in (0, 4, 8):
+        errors = 255 * seam_errors(trained.tokenizer, loop, overlap)
+        starts = torch.arange(16 - overlap, 64, 16 - overlap) - 1
+        print(f"  overlap {overlap}: steps from frame to frame are wrong by {errors.mean():.2f} of "
+              f"255, into a new window by {errors[starts].mean():.2f}, at most {errors.max():.2f}")
+        curves[f"overlap {overlap}"] = range(1, 64), errors.tolist()
+    draw_curves(out / "windows.png", [("", "frame", "error of the step to it, of 255", curves)])
+
+
+def panorama(run: Path = TOY, out: Path = ASSETS) -> None:
+    """16 columns become 96 by vertical outpainting, five times on each side."""
+    trained = load_run(run)
+    video, label = all_clips(trained.held_out())
+    wide = outpaint(generator_of(trained), video[..., 8:24], 32, right=5, left=5)
+    period = psnr(frames_of(wide[..., 32:]), frames_of(wide[..., :-32])).mean(1)
+    other = psnr(frames_of(wide[..., 32:]), frames_of(wide[..., :-32].roll(1, 0))).mean(1)
+    across = label % 4 < 2
+    for name, which in (("sideways", across), ("up or down", ~across)):
+        print(f"  shapes that move {name}: against itself, 32 pixels on, {period[which].mean():.1f} "
+              f"dB; against another clip's {other[which].mean():.1f} dB ({which.sum()} clips)")
+    row = int(across.nonzero()[0])
+    given = F.pad(video[row, ..., 8:24], (40, 40), value=0.5)
+    write_grid(out / "panorama.gif", [("given", [given]), ("painted", [wide[row]])],
+               ["32 x 96 pixels; the run knows 32 x 32"])
+
+
+def longer(run: Path = TOY, out: Path = ASSETS) -> None:
+    """16 frames become 64 by frame prediction, with 1, 4 or 8 frames of each clip given."""
+    trained, rows = load_run(run), []
+    video, label = all_clips(trained.held_out())
+    for count in (1, 4, 8):
+        made = extend(generator_of(trained), video, 64, condition_frames=count)
+        shapes, directions = zip(*(MovingShapes.recognize(part) for part in made.split(16, dim=2)))
+        same = [(way == label % 4).float().mean().item() for way in directions]
+        right = [(shape == label // 4).float().mean().item() for shape in shapes]
+        print(f"  {count} given: right shape in each 16 frames", *(f"{x:4.0%}" for x in right),
+              "  right direction", *(f"{x:4.0%}" for x in same))
+        rows.append((f"{count} frames given\neach time", [made[CLIP]]))
+    write_grid(out / "longer.gif", rows, ["64 frames"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -336,7 +369,8 @@ def gradients(run: Path = TOY, out: Path = ASSETS) -> None:
 
 
 FIGURES = {figure.__name__: figure for figure in (
-    tasks, schedules, tokens, conditions, leak, steps, samples, gradients, loss, real)}
+    tasks, schedules, tokens, conditions, leak, steps, windows, panorama, longer, samples,
+    gradients, loss, real)}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ Shapes  frames uint8 (H, W, 3), one after another -> encode_long -> tokens (t, h
 Read    encode_long and decode_long; encode_file and read_tokens, a file of tokens; outpaint and
         extend.
 
-Not here: one clip of a run's own size (decode.py); why windows (python figures.py windows).
+Not here: one clip of a run's own size (decode.py); why windows (figures.py).
 
 Run:    python long_video.py                  what tokens of a long video take on disk
         python long_video.py encode RUN in.mp4 out.tokens
@@ -56,10 +56,9 @@ def windows(frames: Iterable[np.ndarray], length: int, overlap: int) -> Iterator
     """uint8 (length, H, W, 3), each sharing `overlap` frames with the one before; the last is
     filled up with copies of its last frame."""
     if not 0 <= overlap <= length // 2:
-        raise ValueError(f"an overlap of {overlap} frames; windows of {length} can share 0 to "
-                         f"{length // 2}")
+        raise ValueError(f"overlap {overlap}: windows of {length} frames share 0 to {length // 2}")
     held: list[np.ndarray] = []
-    frame, fresh = None, 0                               # of those held, not in any window yet
+    frame, fresh = None, 0                               # fresh: held, and in no window so far
     for frame in frames:
         held.append(frame)
         fresh += 1
@@ -133,20 +132,20 @@ def encode_file(tokenizer: nn.Module, frames: Iterable[np.ndarray], path: str | 
 
     Until everything is written and on disk, the file has another name: path is whole or absent.
     """
-    header = dict(format="magvit tokens 1", frames=0, rate=rate, windows=0, overlap=overlap,
-                  bits=(tokenizer.codebook_size - 1).bit_length(), tokenizer=weights_hash(tokenizer))
+    bits = (tokenizer.codebook_size - 1).bit_length()
+    header = dict(format="magvit tokens 1", frames=0, rate=rate, windows=0, window=window,
+                  overlap=overlap, bits=bits, tokenizer=weights_hash(tokenizer))
 
     def noted() -> Iterator[np.ndarray]:
         for frame in frames:
             header.update(frames=header["frames"] + 1, height=frame.shape[0], width=frame.shape[1])
             yield frame
 
-    path, checksum = Path(path), 0
-    temporary = path.with_name(path.name + ".writing")
+    temporary, checksum = Path(f"{path}.writing"), 0
     with open(temporary, "wb") as file:
         file.write(bytes(HEADER))
         for tokens in encode_long(tokenizer, noted(), window, overlap):
-            packed = pack(tokens, header["bits"])
+            packed = pack(tokens, bits)
             checksum = zlib.crc32(packed, checksum)
             file.write(packed)
             header.update(windows=header["windows"] + 1, latent=list(tokens.shape))
@@ -231,9 +230,8 @@ def extend(generate: Callable[..., Tensor], video: Tensor, frames: int, length: 
 
 def generator_of(run: Run, seed: int = 0) -> Callable[..., Tensor]:
     """decode.generate with a run's networks and settings: what outpaint and extend repeat."""
-    device = next(run.transformer.parameters()).device
-    return partial(generate, run.tokenizer, run.transformer,
-                   generator=torch.Generator(device).manual_seed(seed), **run.config.decoding)
+    noise = torch.Generator(next(run.transformer.parameters()).device).manual_seed(seed)
+    return partial(generate, run.tokenizer, run.transformer, generator=noise, **run.config.decoding)
 
 
 def do_video(options: argparse.Namespace, device: str) -> None:
@@ -311,9 +309,9 @@ def main() -> None:
         return
     if options.video is None:
         parser.error(f"{options.command} needs a run and a file")
-    do = do_file if options.command in ("encode", "decode") else do_video
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        do(options, "cuda" if torch.cuda.is_available() else "cpu")
+        (do_file if options.command in ("encode", "decode") else do_video)(options, device)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"long_video.py: {error}")
 

@@ -1,11 +1,14 @@
 """Who sees what, and who moves whom: measured by gradients and by changing pixels.
 
-Paper   Sec. 3.2 (why the tokens of a region are not simply unmasked); Sec. 3.1 (the losses)
+Paper   Sec. 3.2 (why the tokens of a region are not simply unmasked); Sec. 3.1 (the losses);
+        App. Figs. 4-5 (long videos)
 
 Shapes  two videos (1, 3, T, H, W) -> leaking_shares -> influence by distance, shares of tokens
         tokenizer, discriminator, video -> gradient_norms -> {loss: {part: norm}}
+        a film (1, 3, T, H, W) -> context_shares, seam_errors -> tokens changed, errors per step
 
-Read    leaking_shares, gradient_norms; figures.py draws both.
+Read    leaking_shares and latent_masking (leaks); context_shares and seam_errors (windows);
+        gradient_norms. figures.py draws them.
 
 Run:    python -m measure.influence     how far an untrained toy's token sees
 """
@@ -13,12 +16,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from commit import make_condition, tokenize_condition
+from commit import make_condition, mask_ratio, num_masked, tokenize_condition
+from data.source import to_float
+from decode import gumbel_noise
 from discriminator import LeCam, discriminator_loss, generator_loss, r1_penalty
+from long_video import decode_long, encode_long
+from measure.metrics import frames_of, psnr
+from pictures import to_frames
 from tokenizer import TOKENIZERS, VideoTokenizer
 
 
@@ -71,6 +80,58 @@ def gradient_norms(tokenizer: nn.Module, discriminator: nn.Module, video: Tensor
     return {name: {part: nn.utils.get_total_norm([g for g in torch.autograd.grad(
         loss, parameters, retain_graph=True, allow_unused=True) if g is not None]).item()
         for part, parameters in parts.items()} for name, loss in losses.items()}
+
+
+def context_shares(tokenizer: nn.Module, video: Tensor, lengths: tuple[int, ...] = (16, 32, 64),
+                   window: int = 16) -> list[tuple[int, float, float]]:
+    """For each length: the share of the first window's tokens that change when it is encoded as
+    part of so many frames, and its PSNR then. video (1, 3, T, H, W) in [0, 1].
+
+    Group norm spans (T, H, W): each token depends on all frames that pass together, and statistics
+    over more frames than in training are none that the network knows.
+    """
+    rows, real = [], video[:, :, :window]
+    alone = tokenizer.encode(real)
+    for length in lengths:
+        tokens = tokenizer.encode(video[:, :, :length])
+        decoded = tokenizer.decode(tokens)[:, :, :window].clamp(0, 1)
+        changed = (tokens[:, :alone.shape[1]] != alone).float().mean().item()
+        rows.append((length, changed, psnr(frames_of(decoded), frames_of(real)).mean().item()))
+    return rows
+
+
+def seam_errors(tokenizer: nn.Module, video: Tensor, overlap: int, window: int = 16) -> Tensor:
+    """How wrong each step from frame to frame is after decoding, (T - 1,): the mean absolute
+    difference of decoded and real steps. video (1, 3, T, H, W) in [0, 1]."""
+    tokens = encode_long(tokenizer, to_frames(video[0]), window, overlap)
+    decoded = decode_long(tokenizer, tokens, overlap, video.shape[3:], video.shape[2])
+    decoded = to_float(np.stack(list(decoded))[None])
+    return (decoded.diff(dim=2) - video.diff(dim=2)).abs().mean(dim=(0, 1, 3, 4))
+
+
+@torch.no_grad()
+def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition: Tensor,
+                   given: Tensor, count: int, temperature: float = 0.0
+                   ) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Algorithm 1 with the condition's tokens (B, N) put in as known, where given (N,).
+
+    They never change. Returns per step: the best guess and what is decided after it, both (B, N),
+    and what was [MASK]'s place (N,).
+    """
+    generator, N = torch.Generator().manual_seed(0), int((~given).sum())
+    known, guess, states = given.expand_as(condition), condition.clone(), []
+    for t in range(count):
+        logits = model(torch.where(known, guess, model.mask_id), task, label).float()
+        sampled = (logits + gumbel_noise(logits.shape, generator)).argmax(-1)
+        guess = torch.where(known, guess, sampled)
+        sure = logits.log_softmax(-1).gather(-1, guess[..., None])[..., 0]
+        sure = sure + temperature * (1 - (t + 1) / count) * gumbel_noise(sure.shape, generator)
+        left = num_masked(mask_ratio(torch.tensor([(t + 1) / count])), N)
+        keep = len(given) - (int(left) if t < count - 1 else 0)
+        known = torch.zeros_like(known).scatter(
+            1, sure.masked_fill(known, torch.inf).topk(keep).indices, True)
+        states.append((guess, known, ~given))
+    return states
 
 
 def main() -> None:
