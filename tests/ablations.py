@@ -5,6 +5,7 @@
     python tests/ablations.py tokenizer [steps]     what lets the toy's stage 1 learn in minutes
     python tests/ablations.py transformer [steps]   likewise stage 2, on the tokens of assets/toy
     python tests/ablations.py decoding              steps and temperatures, on assets/toy
+    python tests/ablations.py every_start [steps]   a run for `python figures.py panorama`
 
 Each row trains with the seed, clips and steps of the first and one choice undone. PSNR, codes and
 edges are of held-out clips, except the curve's, which is smoothed training PSNR.
@@ -19,6 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -141,8 +143,30 @@ def decoding(folder: Path, steps: int) -> None:
               f"{numbers['right_direction']:17.1%}", flush=True)
 
 
+class EveryStart(MovingShapes):
+    """MovingShapes that start at each of the four cells along their way, not at every other one:
+    four frames later they are a cell further, and after 16 where they were."""
+
+    def __len__(self) -> int:
+        return 2 * len(self.numbers)
+
+    def clip(self, index, random=None):
+        video, label = super().clip(index // 2)
+        return np.roll(video, 4 * (index % 2), axis=0), label
+
+
+def every_start(folder: Path, steps: int) -> None:
+    """Stage 2 of the toy on outpainting alone, of a world in which any 32 pixels are a clip."""
+    run = ROOT / "runs/every-start"
+    run.mkdir(parents=True, exist_ok=True)
+    shutil.copy(TOY / "tokenizer.pt", run)
+    config = replace(PRESETS["toy"], transformer_steps=steps, token_pool=640, tasks=("OPV", "OPH"))
+    train(config, EveryStart(), run, stage="transformer", draw=False)
+
+
 def main() -> None:
-    ablations = {each.__name__: each for each in (inflation, gan, tokenizer, transformer, decoding)}
+    ablations = {each.__name__: each for each in (inflation, gan, tokenizer, transformer, decoding,
+                                                  every_start)}
     if len(sys.argv) < 2 or sys.argv[1] not in ablations:
         sys.exit(__doc__)
     chosen, steps = ablations[sys.argv[1]], int(sys.argv[2]) if len(sys.argv) > 2 else 300

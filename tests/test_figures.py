@@ -77,3 +77,17 @@ def test_pictures_are_frames_strips_and_cells(tmp_path):
     for name in ("grid.png", "grid.gif"):
         write_grid(tmp_path / name, [("a row", [video, video])], ["one", "two"])
         assert Path(tmp_path, name).stat().st_size > 500
+
+
+def test_a_token_depends_on_all_frames_that_pass_and_seams_are_worse_than_steps():
+    """App. Figs. 4-5: why windows, and what an overlap is for."""
+    tokenizer = figures.load_run(TOY).tokenizer
+    video, _ = figures.all_clips(figures.MovingShapes("test"))
+    film = torch.cat([video[:1], video[1:2]], dim=2)
+    shares = figures.context_shares(tokenizer, film, (16, 32))
+    assert [length for length, _, _ in shares] == [16, 32]
+    assert shares[0][1] == 0 and shares[1][1] > 0.1 and shares[1][2] < shares[0][2]
+    loop = video[figures.CLIP:figures.CLIP + 1].repeat(1, 1, 3, 1, 1)
+    apart, faded = (figures.seam_errors(tokenizer, loop, overlap) for overlap in (0, 4))
+    assert apart.shape == faded.shape == (47,)
+    assert apart[[15, 31]].mean() > apart.mean() and apart[15] > faded[11]
