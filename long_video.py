@@ -104,8 +104,9 @@ def decode_long(tokenizer: nn.Module, tokens: Iterable[Tensor], overlap: int = 0
         if before.shape[1]:
             video[:, :overlap] = before.lerp(video[:, :overlap], later)
         ready = video.shape[1] - overlap
-        before = video[:, ready:]
-        yield from to_frames(video[:, :ready])[:count]
+        before, frames = video[:, ready:].clone(), to_frames(video[:, :ready])
+        del video                                 # or it is there while the next one is decoded
+        yield from frames[:count]
         count = max(0, count - ready)
     yield from to_frames(before)[:count]
 
@@ -305,8 +306,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.command is None:
-        print_sizes()
-        return
+        return print_sizes()
     if options.video is None:
         parser.error(f"{options.command} needs a run and a file")
     device = "cuda" if torch.cuda.is_available() else "cpu"
