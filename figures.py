@@ -304,7 +304,7 @@ def longer(run: Path = TOY, out: Path = ASSETS) -> None:
         right = [(shape == label // 4).float().mean().item() for shape in shapes]
         print(f"  {count} given: right shape in each 16 frames", *(f"{x:4.0%}" for x in right),
               "  right direction", *(f"{x:4.0%}" for x in same))
-        rows.append((f"{count} frames given\neach time", [made[CLIP]]))
+        rows.append((f"{count} given\neach time", [made[CLIP]]))
     write_grid(out / "longer.gif", rows, ["64 frames"])
 
 
