@@ -18,7 +18,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import Iterable, Iterator
 
@@ -129,24 +129,17 @@ def read_video(path: str | Path, start: int = 0, count: int | None = None,
             raise ValueError(f"{path} holds {video.dtype} {video.shape}; wanted uint8 (T, H, W, 3)")
         frames = list(video[start:stop:stride])
     else:
-        frames = _decode(path, start, count, stride)
+        frames = list(islice(stream_frames(path), start, stop, stride))
     if not frames or (count is not None and len(frames) < count):
         raise ValueError(f"{path} has only {len(frames)} frames from {start} at stride {stride}; "
                          f"wanted {count or 'at least one'}")
     return np.stack(frames)
 
 
-def _decode(path: Path, start: int, count: int | None, stride: int) -> list[np.ndarray]:
-    stop = None if count is None else start + (count - 1) * stride + 1
-    return list(islice(stream_frames(path), start, stop, stride))
-
-
 def stream_frames(path: str | Path, start: int = 0) -> Iterator[np.ndarray]:
     """Frames of a video file from `start` on, one at a time, uint8 (H, W, 3), turned upright.
 
-    Memory does not depend on the file's length. A start is not counted to from the file's
-    beginning: the file is entered once, at the key frame before it, and frames are numbered by
-    their time stamps, which needs a constant rate. A file that breaks is a ValueError.
+    Memory does not depend on the file's length. A file that breaks is a ValueError.
     """
     count = 0
     try:
@@ -154,19 +147,39 @@ def stream_frames(path: str | Path, start: int = 0) -> Iterator[np.ndarray]:
             if not container.streams.video:
                 raise ValueError(f"{path} has no video in it")
             stream = container.streams.video[0]
-            first, per_frame = stream.start_time or 0, 0
-            if start:
-                per_frame = 1 / (stream.average_rate * stream.time_base)
-                container.seek(first + int(start * per_frame), stream=stream)
-            for frame in container.decode(stream):
-                if not start or frame.pts is not None and (
-                        round((frame.pts - first) / per_frame) >= start):
-                    # phones store a sideways picture and a flag that says how to turn it
-                    yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-                    count += 1
+            frames = _enter(container, stream, start) if start else container.decode(stream)
+            if frames is None:
+                yield from islice(stream_frames(path), start, None)
+                return
+            for frame in frames:
+                # phones store a sideways picture and a flag that says how to turn it
+                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                count += 1
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be decoded after {count} frames: "
                          f"{error.strerror}") from None
+
+
+def _enter(container: av.container.InputContainer, stream: av.VideoStream, start: int
+           ) -> Iterator[av.VideoFrame] | None:
+    """The frames from `start` on: the file is entered once, at the key frame before it.
+
+    Frames are numbered by their time stamps: not for files of a changing rate. None where the
+    file cannot be entered so (some formats find no key frame).
+    """
+    stamps = [frame.pts for frame in islice(container.decode(stream), 2)]
+    if len(stamps) < 2 or None in stamps or not stream.average_rate:
+        return None
+    first, distance = stamps[0], stamps[1] - stamps[0]
+    length = 1 / (stream.average_rate * stream.time_base)      # finer than stamps, if it is true
+    length = length if abs(length - distance) < 1 else distance
+    wanted = first + int((start - 0.5) * length)
+    container.seek(wanted, stream=stream)
+    frames = container.decode(stream)
+    entered = next(frames, None)
+    if entered is None or not entered.key_frame or entered.pts > wanted:
+        return None
+    return dropwhile(lambda frame: frame.pts < wanted, chain([entered], frames))
 
 
 def open_stream(path: str | Path, start: int = 0) -> tuple[float, Iterator[np.ndarray]]:

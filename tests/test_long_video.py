@@ -201,6 +201,21 @@ def test_a_stream_entered_in_the_middle_gives_the_frames_that_counting_gives(fil
         assert np.array_equal(entered, whole[start:start + 3])
 
 
+@pytest.mark.parametrize("name", [
+    "odd_videos/bbaf2n.mpg", "odd_videos/transparent.webm", "odd_videos/unordered.mov",
+    "odd_videos/no_duration.webm", "odd_videos/pigs_in_a_polka.gif",
+    "clips/ucf101/HorseRiding/v_HorseRiding_g01_c03.mp4"])
+def test_odd_files_are_entered_at_the_right_frame(name):
+    """A format without an index, stamps in milliseconds, a rate that the header has wrong."""
+    path = ROOT.parent / "shared" / name
+    if not path.exists():
+        pytest.skip(f"{path.name} is not on this machine")
+    whole = list(itertools.islice(stream_frames(path), 80))
+    for start in (1, len(whole) // 2, len(whole) - 2):
+        entered = list(itertools.islice(stream_frames(path, start), 2))
+        assert np.array_equal(entered, whole[start:start + 2])
+
+
 def test_videos_are_written_frame_by_frame(film, tmp_path):
     for suffix in (".mp4", ".npy", ".gif"):
         write_video(tmp_path / f"film{suffix}", iter(film))
