@@ -129,7 +129,7 @@ def read_video(path: str | Path, start: int = 0, count: int | None = None,
             raise ValueError(f"{path} holds {video.dtype} {video.shape}; wanted uint8 (T, H, W, 3)")
         frames = list(video[start:stop:stride])
     else:
-        frames = list(islice(stream_frames(path), start, stop, stride))
+        frames = list(map(_upright, islice(_decoded(path), start, stop, stride)))
     if not frames or (count is not None and len(frames) < count):
         raise ValueError(f"{path} has only {len(frames)} frames from {start} at stride {stride}; "
                          f"wanted {count or 'at least one'}")
@@ -137,10 +137,17 @@ def read_video(path: str | Path, start: int = 0, count: int | None = None,
 
 
 def stream_frames(path: str | Path, start: int = 0) -> Iterator[np.ndarray]:
-    """Frames of a video file from `start` on, one at a time, uint8 (H, W, 3), turned upright.
+    """Frames of a video file from `start` on, uint8 (H, W, 3), turned upright: one at a time, so
+    that memory does not depend on its length. A file that breaks is a ValueError."""
+    return map(_upright, _decoded(path, start))
 
-    Memory does not depend on the file's length. A file that breaks is a ValueError.
-    """
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    # Phones store a sideways picture and a flag that says how to turn it.
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+
+
+def _decoded(path: str | Path, start: int = 0) -> Iterator[av.VideoFrame]:
     count = 0
     try:
         with av.open(str(path)) as container:
@@ -148,12 +155,8 @@ def stream_frames(path: str | Path, start: int = 0) -> Iterator[np.ndarray]:
                 raise ValueError(f"{path} has no video in it")
             stream = container.streams.video[0]
             frames = _enter(container, stream, start) if start else container.decode(stream)
-            if frames is None:
-                yield from islice(stream_frames(path), start, None)
-                return
-            for frame in frames:
-                # phones store a sideways picture and a flag that says how to turn it
-                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+            for frame in islice(_decoded(path), start, None) if frames is None else frames:
+                yield frame
                 count += 1
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be decoded after {count} frames: "
@@ -199,9 +202,7 @@ def open_stream(path: str | Path, start: int = 0) -> tuple[float, Iterator[np.nd
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 8) -> None:
     """uint8 frames (H, W, 3), or (T, H, W, 3), to .gif, .npy, or a video by its suffix (H.264).
-
-    Videos are written frame by frame, as long as may be; the other two take all in memory.
-    """
+    Videos are written frame by frame, as long as may be; the other two take all in memory."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".npy", ".gif"):
