@@ -30,7 +30,7 @@ from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource, to_float
 from decode import commit_decode
 from discriminator import DISCRIMINATORS, Discriminator3d
-from long_video import extend, generator_of, outpaint
+from long_video import extend, generate_with, outpaint
 from measure.influence import (context_shares, gradient_norms, latent_masking, leaking_shares,
                                seam_errors)
 from measure.metrics import frames_of, psnr
@@ -283,7 +283,7 @@ def windows(run: Path = TOY, out: Path = ASSETS) -> None:
 def panorama(run: Path = Path("runs/every-start"), out: Path = ASSETS) -> None:
     """16 columns become 96 by vertical outpainting, five times on each side."""
     video, label = all_clips(MovingShapes("test"))
-    wide = outpaint(generator_of(load_run(run)), video[..., 8:24], 32, right=5, left=5)
+    wide = outpaint(generate_with(load_run(run)), video[..., 8:24], 32, right=5, left=5)
     period = psnr(frames_of(wide[..., 32:]), frames_of(wide[..., :-32])).mean(1)
     for name, which in (("sideways", label % 4 < 2), ("up or down", label % 4 > 1)):
         print(f"  shapes that move {name}: {period[which].mean():.1f} dB between the panorama and "
@@ -298,7 +298,7 @@ def longer(run: Path = TOY, out: Path = ASSETS) -> None:
     trained, rows = load_run(run), []
     video, label = all_clips(trained.held_out())
     for count in (1, 4, 8):
-        made = extend(generator_of(trained), video, 64, condition_frames=count)
+        made = extend(generate_with(trained), video, 64, condition_frames=count)
         shapes, directions = zip(*(MovingShapes.recognize(part) for part in made.split(16, dim=2)))
         same = [(way == label % 4).float().mean().item() for way in directions]
         right = [(shape == label // 4).float().mean().item() for shape in shapes]

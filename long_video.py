@@ -229,7 +229,7 @@ def extend(generate: Callable[..., Tensor], video: Tensor, frames: int, length: 
     return video[:, :, :frames]
 
 
-def generator_of(run: Run, seed: int = 0) -> Callable[..., Tensor]:
+def generate_with(run: Run, seed: int = 0) -> Callable[..., Tensor]:
     """decode.generate with a run's networks and settings: what outpaint and extend repeat."""
     noise = torch.Generator(next(run.transformer.parameters()).device).manual_seed(seed)
     return partial(generate, run.tokenizer, run.transformer, generator=noise, **run.config.decoding)
@@ -239,11 +239,11 @@ def do_video(options: argparse.Namespace, device: str) -> None:
     """outpaint and extend, on a clip of the run's size."""
     run = load_run(options.run, device)
     clip = load_clip(options.video, run.config.clip_shape, options.start).to(device)
-    made_by = generator_of(run, options.seed)
+    do = generate_with(run, options.seed)
     if options.command == "extend":
-        out = extend(made_by, clip, options.frames, run.config.frames, options.condition_frames)
+        out = extend(do, clip, options.frames, run.config.frames, options.condition_frames)
     else:
-        out = outpaint(made_by, clip, run.config.resolution, right=options.right,
+        out = outpaint(do, clip, run.config.resolution, right=options.right,
                        left=options.left, task=options.task)
     write_video(options.out, to_frames(out[0]))
     print(f"wrote {options.out}, {'x'.join(map(str, out.shape[2:]))} (T x H x W)")
@@ -268,16 +268,16 @@ def do_file(options: argparse.Namespace, device: str) -> None:
         write_video(options.out, frames, header["rate"])
     print(f"wrote {options.out}: {size_in_words(header)}")
     if values:
-        print("{:.2f} dB PSNR, {:.4f} SSIM".format(*np.mean(values, axis=0)))
+        print("{:.2f} dB PSNR, {:.4f} SSIM, {} frames".format(*np.mean(values, 0), len(values)))
 
 
-def compared(frames: Iterable[np.ndarray], real: Iterable[np.ndarray], values: list
-             ) -> Iterator[np.ndarray]:
-    """The frames as they come; each one's PSNR and SSIM against the real one go into values."""
-    for pair in zip(frames, real):
-        pictures = [to_float(frame[None, None])[:, :, 0] for frame in pair]
-        values.append((psnr(*pictures).item(), ssim(*pictures).item()))
-        yield pair[0]
+def compared(frames: Iterable[np.ndarray], real: Iterator[np.ndarray], values: list) -> Iterator:
+    """The frames as they come, all of them; PSNR and SSIM against the real ones go into values."""
+    for frame in frames:
+        if (other := next(real, None)) is not None:
+            pair = [to_float(each[None, None])[:, :, 0] for each in (frame, other)]
+            values.append((psnr(*pair).item(), ssim(*pair).item()))
+        yield frame
 
 
 def print_sizes() -> None:

@@ -302,6 +302,16 @@ def test_the_four_commands_do_what_the_map_says(film, tmp_path, monkeypatch, cap
     assert np.array_equal(read_video(tmp_path / "long.npy")[:16], film[:16])
 
 
+def test_comparing_with_a_shorter_video_loses_no_frame(film, tmp_path, monkeypatch, capsys):
+    write_video(tmp_path / "in.npy", film)
+    write_video(tmp_path / "short.npy", film[:20])
+    run(monkeypatch, "encode", TOY, tmp_path / "in.npy", tmp_path / "out.tokens")
+    run(monkeypatch, "decode", TOY, tmp_path / "out.tokens", tmp_path / "back.npy",
+        "--compare", tmp_path / "short.npy")
+    assert read_video(tmp_path / "back.npy").shape == film.shape
+    assert "SSIM, 20 frames" in capsys.readouterr().out
+
+
 def test_what_cannot_be_done_is_said_in_a_line(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="no video"):
         run(monkeypatch, "encode", TOY, tmp_path / "none.mp4", tmp_path / "out.tokens")
