@@ -122,13 +122,13 @@ def _numbers(schedule: str, name: str) -> list[float]:
                          f"for example {name}2") from None
 
 
-def num_masked(ratio: Tensor, num_tokens: int) -> Tensor:
+def num_masked(ratio: Tensor, num_tokens: int | Tensor) -> Tensor:
     """ceil(ratio * N), at least 1: how many tokens are masked at a mask ratio (Sec. 2).
 
     The product is rounded at 1e-3 first, so that a half computed as 0.50000006 stays a half.
     """
     exact = (ratio.double() * num_tokens * 1000).round() / 1000
-    return exact.ceil().long().clamp(1, num_tokens)
+    return exact.ceil().long().clamp(min=1)
 
 
 def cutoff_score(scores: Tensor, ratio: Tensor) -> Tensor:
@@ -222,6 +222,11 @@ class Task:
     padding: Callable[[Tensor, Tensor], Tensor]         # video, valid -> condition video
     counts_frames: bool = False                         # region takes condition_frames as well
     class_conditional: bool = False
+
+    @property
+    def needs_classes(self) -> bool:
+        """Whether nothing is left of it without classes; CG is unconditional generation then."""
+        return self.class_conditional and self.region is not nothing
 
 
 TASKS = {

@@ -17,7 +17,8 @@ Run:    python decode.py        how many tokens Algorithm 1 leaves masked after 
 """
 from __future__ import annotations
 
-from typing import Callable, Iterator, NamedTuple
+import math
+from typing import Any, Callable, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,9 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
                   schedule: str = "cosine", guidance_scale: float = 0.0,
                   generator: torch.Generator | None = None,
                   noise: Callable[[torch.Size], Tensor] | None = None,
-                  masked_counts: Tensor | None = None) -> Iterator[DecodeState]:
+                  masked_counts: Tensor | None = None, known: Tensor | None = None,
+                  order: str = "confidence", grid: tuple[int, int, int] | None = None,
+                  ) -> Iterator[DecodeState]:
     """Algorithm 1, one DecodeState per step. The defaults are App. B.3's.
 
     model: MaskedTransformer; task (B,), label (B,) its prefix. condition_tokens z-tilde (B, N);
@@ -61,6 +64,10 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
     All noise is Gumbel from `generator`, two draws a step: of the logits' shape to sample the
     tokens, then (B, N) to rank them. To replay a recording, `noise(shape)` may return it instead,
     and masked_counts (steps, B) replaces ceil(gamma((t+1)/steps) N) in line 6.
+
+    known (N,) or (B, N), True where condition_tokens are tokens of the answer: they never change,
+    and N in line 6 counts the others. order: what decides which tokens stay, "confidence" (App.
+    B.3), "random", or "halton", places far apart first, for which grid (t, h, w) is needed (ours).
     """
     if steps < 1:
         raise ValueError(f"{steps} decoding steps; give at least 1")
@@ -71,6 +78,13 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
     scores = torch.zeros(B, N, device=condition_tokens.device)                    # line 1
     cutoff = torch.ones(B, device=condition_tokens.device)
     tokens = torch.zeros_like(condition_tokens)
+    if known is not None:
+        tokens = torch.where(known, condition_tokens, tokens)
+        scores = scores.masked_fill(known, torch.inf)
+    to_decide = (scores <= cutoff[:, None]).sum(1)
+    if not to_decide.all():
+        raise ValueError("every token of a sequence is known; nothing is left to decode")
+    priority = fixed_priority(order, scores, grid, noise)
     for t in range(steps):                                                        # line 2
         inputs = commit_mask(tokens, condition_tokens, is_pad, scores, cutoff,    # line 3
                              model.mask_id)
@@ -81,11 +95,12 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
 
         confidence = F.log_softmax(logits, dim=-1).gather(-1, tokens[..., None])[..., 0]
         confidence = confidence + temperature * (1 - (t + 1) / steps) * noise(confidence.shape)
+        confidence = confidence if priority is None else priority
         scores = torch.where(unknown, confidence, scores)                         # line 5
 
         progress = torch.tensor([(t + 1) / steps], dtype=torch.float64, device=scores.device)
-        count = (num_masked(mask_ratio(progress, schedule, N), N) if masked_counts is None
-                 else masked_counts[t])
+        count = (num_masked(mask_ratio(progress, schedule, N), to_decide)
+                 if masked_counts is None else masked_counts[t])
         count = torch.minimum(count, unknown.sum(1))        # what is decided is never reopened
         cutoff = cutoff_score(scores, count / N)                                  # line 6
         scores = scores.masked_fill(scores > cutoff[:, None], torch.inf)          # line 7
@@ -99,6 +114,32 @@ def gumbel_noise(shape: torch.Size, generator: torch.Generator | None,
     """Standard Gumbel noise: argmax(logits + noise) is a sample of softmax(logits)."""
     uniform = torch.rand(shape, generator=generator, device=device)
     return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+
+
+def fixed_priority(order: str, scores: Tensor, grid: tuple[int, int, int] | None,
+                   noise: Callable[[torch.Size], Tensor]) -> Tensor | None:
+    """What stands for the confidences (B, N) of all steps; None where confidence decides.
+
+    "halton" visits the cells of the grid as the points of a Halton sequence do, in bases 5, 3 and
+    2 along t, h and w: a cell's rank is that of the first point in it.
+    """
+    if order == "confidence":
+        return None
+    if order == "random":
+        return noise(scores.shape)
+    if order != "halton":
+        raise ValueError(f"order {order!r} is unknown; choose confidence, random or halton")
+    N = scores.shape[1]
+    if grid is None or math.prod(grid) != N:
+        raise ValueError(f"order 'halton' needs the grid (t, h, w) of the {N} tokens, got {grid}")
+    place, point = 0, torch.arange(1, 64 * N)
+    for length, base in zip(grid, (5, 3, 2)):
+        fraction, digits = torch.zeros(len(point), dtype=torch.float64), point
+        for power in range(1, 40):                   # the digits of the number, behind the point
+            fraction, digits = fraction + digits % base / base ** power, digits // base
+        place = place * length + (fraction * length).long()
+    first = torch.full((N,), len(point)).scatter_reduce(0, place, point, "amin")
+    return -first.argsort(stable=True).argsort().to(scores).expand_as(scores)
 
 
 def guided_logits(model: nn.Module, inputs: Tensor, tokens: Tensor, task: Tensor, label: Tensor,
@@ -124,23 +165,29 @@ def guided_logits(model: nn.Module, inputs: Tensor, tokens: Tensor, task: Tensor
 
 @torch.no_grad()
 def generate(tokenizer: nn.Module, model: nn.Module, video: Tensor, task: str,
-             label: Tensor | None = None, *, condition_frames: int = 1, **decoding) -> Tensor:
+             label: Tensor | None = None, *, condition_frames: int = 1, prompt: str | None = None,
+             decode: Callable[..., Iterator[Any]] | None = None, **decoding) -> Tensor:
     """Do a task on videos: condition -> tokens -> Algorithm 1 -> video.
 
     video (B, 3, T, H, W) in [0, 1]; only the task's condition is taken from it, and for CG only
-    its shape. label (B,) ints in [0, C) for CG and CFP, None for the others. condition_frames
-    as in make_condition; decoding: the keywords of commit_decode. Returns (B, 3, T, H, W) in
-    [0, 1]; the given region is generated anew too, from its refined tokens.
+    its shape. label (B,) ints in [0, C) for CG and CFP, None for the others; model.no_class is
+    none of them. A model without classes takes None for CG, which is unconditional then.
+    condition_frames as in make_condition; prompt: a task whose prompt stands for this one's;
+    decode: commit_decode (by default, or the model's own `decode`) or another with its arguments;
+    decoding: its keywords. Returns (B, 3, T, H, W) in [0, 1]; the given region is generated anew
+    too, from its refined tokens.
     """
-    index, classes = task_index(task, model.prompts), model.no_class
-    if TASKS[task].class_conditional:
+    index = task_index(prompt if prompt and task in TASKS else task, model.prompts)
+    classes = model.no_class
+    if TASKS[task].class_conditional and (classes or TASKS[task].needs_classes):
         if classes == 0:
             raise ValueError(f"{task} needs classes, and this model was trained without any")
-        if label is None or label.min() < 0 or label.max() >= classes:
+        if label is None or label.min() < 0 or label.max() > classes:
             got = "none" if label is None else f"{label.tolist()}"
-            raise ValueError(f"{task} needs a class label in 0..{classes - 1}, got {got}")
+            raise ValueError(f"{task} needs a class label in 0..{classes - 1} ({classes}: no "
+                             f"class), got {got}")
     elif label is not None:
-        raise ValueError(f"{task} takes no class label; CG and CFP do")
+        raise ValueError(f"{task} takes no class label; CG and CFP do, where there are classes")
     shape = tokenizer.latent_shape(*video.shape[2:])
     condition_tokens, is_pad = tokenize_condition(tokenizer, video, task, condition_frames)
     if condition_tokens.shape[1] != model.config.num_tokens:
@@ -149,9 +196,20 @@ def generate(tokenizer: nn.Module, model: nn.Module, video: Tensor, task: str,
                          f"{model.config.num_tokens}: resize or cut the video")
     task_ids = torch.full((len(video),), index, device=video.device)
     labels = torch.full_like(task_ids, classes) if label is None else label
-    for state in commit_decode(model, task_ids, labels, condition_tokens, is_pad, **decoding):
+    decode = decode or getattr(model, "decode", commit_decode)
+    for state in decode(model, task_ids, labels, condition_tokens, is_pad, grid=shape, **decoding):
         pass
     return tokenizer.decode(state.tokens.view(-1, *shape)).clamp(0, 1)
+
+
+def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition_tokens: Tensor,
+                   is_pad: Tensor, **decoding) -> Iterator[DecodeState]:
+    """What the paper compares with (Table 5): the condition's tokens are simply unmasked.
+
+    With commit_decode's arguments; needs no training beyond Eq. (1). Where is_pad, all is [MASK].
+    """
+    return commit_decode(model, task, label, condition_tokens, torch.ones_like(is_pad),
+                         known=~is_pad, **decoding)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def fake_rows(job: Job, task: str, clips: list[Clip]) -> Rows:
 
     def compute(part: list[Clip], first: int) -> Rows:
         real, label = load_clips(job.source, part, job.processes.device)
-        if task in TASKS and TASKS[task].class_conditional:
+        if task in TASKS and TASKS[task].class_conditional and run.class_names:
             label = run_labels(label, job.source, run.class_names)
         fake, used = sample_videos(run, task, real, label, request.decoding, request.seed, first)
         pair = to_measure(fake, job.size), to_measure(real, job.size)

@@ -57,6 +57,8 @@ class Recipe:
     tokenizer_ema: float = STAGE_1(0.999, "decay of the averaged weights, App. B.2")
     mask_schedule: str = STAGE_2("cosine", "gamma: cosine, uniform, exp, ...; App. B.2")
     label_smoothing: float = STAGE_2(1e-4, "App. B.2")
+    loss_weights: tuple[float, float, float] = STAGE_2(
+        (1.0, 1.0, 1.0), "of Eq. (4)'s parts: refine, mask, reconstruct; zeros for Table 5")
     gradient_clip: float = STAGE_2(1.0, "largest norm of all gradients together, App. B.2")
     precision: str = MACHINE("auto", "auto (bf16 where it is fast), bf16 or float32",
                              may_change=True)
@@ -213,7 +215,7 @@ def transformer_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dic
         with autocast(config.precision, inputs.device):
             logits = transformer(inputs[part], task[part], batch.label[part])
         loss = commit_loss(logits, batch.tokens[part], batch.is_pad, batch.scores[part],
-                           cutoff[part], config.label_smoothing)
+                           cutoff[part], config.label_smoothing, config.loss_weights)
         (share * loss.total).backward()
         for name, value in zip(terms, loss):
             terms[name] = terms[name] + share * value.detach()

@@ -90,14 +90,14 @@ class Attention(nn.Module):
                                       "three b heads n d", three=3, heads=self.num_heads)
         return self.out(rearrange(self.attend(query, key, value), "b heads n d -> b n (heads d)"))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
         """softmax(query key^T / sqrt(d)) value, each (B, heads, n, d); variants override this."""
         # On CPUs attention is three times as fast in float32 as in bfloat16. Autocast would turn
         # its arguments back into bfloat16, so it is off for this one call.
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:
             query, key, value = query.float(), key.float(), value.float()
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(query, key, value,
+            return F.scaled_dot_product_attention(query, key, value, is_causal=causal,
                                                   dropout_p=self.dropout if self.training else 0.0)
 
 

@@ -35,7 +35,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from commit import MT10, TASKS
+from commit import MT10
 from data.clips import DataConfig, open_source
 from data.source import NO_LABEL, ClipSource, digest, to_float
 from decode import generate, gumbel_noise
@@ -147,9 +147,9 @@ def sample_videos(run: Run, task: str, video: Tensor, label: Tensor, decoding: d
             used.scatter_(1, tokens.flatten(1).cpu(), True)
             return tokenizer.decode(tokens).float().clamp(0, 1), {"used": used}
         noise = noise_of(seed, task, range(first, first + len(video)), video.device)
-        return generate(tokenizer, run.transformer, video, task,
-                        label if TASKS[task].class_conditional else None, noise=noise,
-                        condition_frames=run.config.condition_frames, **decoding).float(), {}
+        return generate(tokenizer, run.transformer, video, task, noise=noise,
+                        condition_frames=run.config.condition_frames, **run.how(task, label),
+                        **decoding).float(), {}
 
 
 def noise_of(seed: int, task: str, samples: range, device: torch.device

@@ -63,12 +63,13 @@ def do_each(run: Run, tasks: list[str], video: Tensor, label: Tensor, *, conditi
     """
     generator = torch.Generator(video.device).manual_seed(seed)
     for task in tasks:
-        conditional = TASKS[task].class_conditional
-        if conditional and ((label == NO_LABEL).any() or not run.transformer.no_class):
+        unknown = (label == NO_LABEL).any() if run.transformer.no_class else (
+            TASKS[task].needs_classes)
+        if TASKS[task].class_conditional and unknown:
             continue
         generated = generate(run.tokenizer, run.transformer, video, task,
-                             label if conditional else None, condition_frames=condition_frames,
-                             generator=generator, **decoding)
+                             condition_frames=condition_frames, generator=generator,
+                             **run.how(task, label), **decoding)
         yield task, generated, *make_condition(video, task, condition_frames)
 
 
@@ -110,9 +111,9 @@ def measure_classes(tokenizer: nn.Module, model: nn.Module, samples: int, decodi
 
 
 def measurable_tasks(run: Run) -> list[str]:
-    """The tasks that a run was trained on; without classes CG and CFP are not among them."""
+    """The tasks that a run was trained on; without classes CFP is not among them."""
     return [task for task in dict.fromkeys(run.config.tasks)
-            if run.transformer.no_class or not TASKS[task].class_conditional]
+            if run.transformer.no_class or not TASKS[task].needs_classes]
 
 
 def report(folder: str | Path, clips: int = 64, samples: int = 256,
@@ -137,7 +138,7 @@ def report(folder: str | Path, clips: int = 64, samples: int = 256,
             raw = load_network(state, device, averaged=False)
             metrics["reconstruction_not_averaged"] = evaluate_reconstruction(raw, source, clips)
         metrics["tasks"] = evaluate_tasks(run, source, tasks, min(16, len(source)))
-        if run.data.dataset == "shapes" and "CG" in tasks:
+        if run.data.dataset == "shapes" and "CG" in tasks and config.class_dropout < 1:
             metrics["class_conditional_generation"] = measure_classes(
                 run.tokenizer, run.transformer, samples, config.decoding)
         pictures = draw_run(run, source, tasks)
@@ -217,7 +218,7 @@ def do_tasks(options: argparse.Namespace) -> None:
         label = class_number(options.label, names)
     chosen = measurable_tasks(run) if every else options.task
     tasks = [task for task in TASKS if task in chosen]
-    needing = [task for task in tasks if TASKS[task].class_conditional]
+    needing = [task for task in tasks if TASKS[task].class_conditional and names]
     if not every and needing and label is None:
         raise ValueError(f"{' '.join(needing)} needs --label; the classes of this run are "
                          f"{', '.join(names) or 'none'}")

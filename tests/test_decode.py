@@ -145,8 +145,8 @@ def test_every_task_makes_a_video_in_0_to_1(tiny, task, generator):
 
 
 @pytest.mark.parametrize("task, label, complaint", [
-    ("CG", None, "CG needs a class label in 0..2, got none"),
-    ("CFP", torch.tensor([3]), r"label in 0..2, got \[3\]"),
+    ("CG", None, r"CG needs a class label in 0..2 \(3: no class\), got none"),
+    ("CFP", torch.tensor([4]), r"label in 0..2 \(3: no class\), got \[4\]"),
     ("FP", torch.tensor([1]), "FP takes no class label"),
     ("XX", None, "task 'XX' is unknown")])
 def test_what_makes_no_sense_is_refused(tiny, task, label, complaint):

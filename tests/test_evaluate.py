@@ -397,5 +397,5 @@ def test_every_room_shows_its_idea_when_run(room):
 
 def test_a_new_task_changes_the_noise_of_no_other(monkeypatch):
     before = noise_of(0, "CFP", range(2), torch.device("cpu"))(torch.Size([2, 5]))
-    monkeypatch.setattr("measure.features.TASKS", dict(NEW=TASKS["FP"], **TASKS))
+    monkeypatch.setattr("commit.TASKS", dict(NEW=TASKS["FP"], **TASKS))
     assert torch.equal(before, noise_of(0, "CFP", range(2), torch.device("cpu"))(torch.Size([2, 5])))

@@ -443,7 +443,8 @@ def test_an_object_that_gives_clips_trains_both_stages(tmp_path, capsys, source)
     assert run.data.dataset == name and run.class_names == source.class_names
     assert run.transformer.no_class == len(source.class_names)
     measured = json.loads((tmp_path / "metrics.json").read_text())
-    assert ("CG" in measured["tasks"]) == bool(source.class_names)
+    assert "CG" in measured["tasks"]                          # without classes: unconditional
+    assert ("CFP" in measured["tasks"]) == bool(source.class_names)
     assert (tmp_path / "samples.gif").exists()
     with pytest.raises(ValueError, match=f"trained on '{name}', which is not on disk"):
         run.held_out()
@@ -531,7 +532,7 @@ def test_tasks_that_all_need_classes_are_refused_before_anything_is_trained(tmp_
     for i in range(3):
         write_video(tmp_path / "videos" / f"{i}.npy", np.zeros((20, 32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="no classes"):
-        train.train(replace(PRESETS["toy"], tasks=("CG", "CFP"), tokenizer_steps=1),
+        train.train(replace(PRESETS["toy"], tasks=("CFP",), tokenizer_steps=1),
                     DataConfig(str(tmp_path / "videos")), tmp_path / "run", draw=False)
     assert not (tmp_path / "run" / "tokenizer.pt").exists()
 

@@ -150,7 +150,7 @@ def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int,
     """ValueError, before anything is trained, where some stage could not begin or end."""
     config.check()
     if "transformer" in stages and not num_classes and all(
-            TASKS[task].class_conditional for task in config.tasks):
+            TASKS[task].needs_classes for task in config.tasks):
         raise ValueError(f"the data have no classes, and {' '.join(config.tasks)} need some; give "
                          "videos in folders of the classes' names, or other --tasks")
     for stage in stages:

@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from commit import TASKS, nothing
 from data.clips import ClipSource, DataConfig, open_source
+from decode import latent_masking
 from training.build import build_tokenizer, build_transformer, from_plain
 from training.presets import TrainConfig
 from tokenizer import TokenizerConfig
@@ -166,6 +168,24 @@ class Run:
     @property
     def class_names(self) -> list[str]:
         return list(self.data.class_names)
+
+    def how(self, task: str, label: Tensor | None = None) -> dict:
+        """The keywords of decode.generate with which this run does a task (Table 4).
+
+        A run of one task does the others, too, under that task's prompt, the only one that it has
+        trained; if that is generation without a condition, by latent masking. label (B,) is used
+        where the task has classes and the run has learned them; elsewhere there is "no class".
+        """
+        trained, no_class = list(dict.fromkeys(self.config.tasks)), self.transformer.no_class
+        keywords: dict = dict(prompt=trained[0]) if len(trained) == 1 else {}
+        if len(trained) == 1 and TASKS[trained[0]].region is nothing and (
+                TASKS[task].region is not nothing):
+            keywords["decode"] = latent_masking
+        if TASKS[task].class_conditional and no_class and label is not None:
+            learned = self.config.class_dropout < 1 and any(
+                TASKS[each].class_conditional for each in trained)
+            keywords["label"] = label if learned else torch.full_like(label, no_class)
+        return keywords
 
     def held_out(self, index: str | Path | None = None) -> ClipSource:
         """The clips that the run kept from training, or, where it has none, its training clips."""

@@ -76,6 +76,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         elif field.name == "tasks":
             group.add_argument(flag, nargs="+", choices=[*TASK_SETS, *TASKS], metavar="TASK",
                                help=help)
+        elif typing.get_origin(kind) is tuple:
+            group.add_argument(flag, nargs=len(typing.get_args(kind)), type=float,
+                               metavar="NUMBER", help=help)
         else:
             kind = kind if isinstance(kind, type) else str
             group.add_argument(flag, type=kind, metavar=kind.__name__, help=help)

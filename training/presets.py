@@ -92,7 +92,8 @@ class TrainConfig(Recipe):
     save_every: int = MACHINE(500, "steps between checkpoints", may_change=True)
 
     def __post_init__(self):
-        for name, kind in (("init", str), ("lpips_weights", str), ("tasks", tuple)):
+        for name, kind in (("init", str), ("lpips_weights", str), ("tasks", tuple),
+                           ("loss_weights", tuple)):
             object.__setattr__(self, name, kind(getattr(self, name)))    # plain data, as saved
 
     @property
@@ -152,13 +153,17 @@ class TrainConfig(Recipe):
 # Sec. 4.1, App. B.2, App. B.3: what differs between data sets. Frames, stride, learning rates and
 # the rest are the same for all.
 _bair = dict(resolution=64, train_videos=43_264)                       # "43K"; official count
+_ssv2 = dict(train_videos=169_000, num_classes=174)
 DATASETS = {
     "ucf101": dict(tasks=("CG",), train_videos=9_537, num_classes=101),           # "9.5K"
     "bair": dict(**_bair, tasks=("FP",), decode_schedule="exp", decode_temperature=400.0),
+    "bair-unc": dict(**_bair, tasks=("CG",)),              # Table 4: no classes, no condition
     "bair-mt": dict(**_bair, tasks=MT8),
     "k600": dict(tasks=("FP",), train_videos=384_000, condition_frames=5,
                  decode_schedule="uniform", decode_temperature=7.5),
-    "ssv2": dict(tasks=MT10, train_videos=169_000, num_classes=174),
+    "ssv2-unc": dict(**_ssv2, tasks=("CG",), class_dropout=1.0),
+    "ssv2-fp": dict(**_ssv2, tasks=("FP",)),
+    "ssv2": dict(**_ssv2, tasks=MT10),
     "nuscenes": dict(tasks=("FP",), train_videos=5_400),
     "objectron": dict(tasks=("FI",), train_videos=14_400),
     "web": dict(tasks=MT8, train_videos=12_000_000),
@@ -167,9 +172,12 @@ DATASETS = {
 EPOCHS = {
     "ucf101": (500, 2000, 2000, 2000),
     "bair": (400, 800, 400, 800),
+    "bair-unc": (400, 800, 400, 800),
     "bair-mt": (400, 800, 1200, 1600),
     "k600": (45, 180, 180, 360),
     "ssv2": (135, 400, 720, 1440),
+    "ssv2-unc": (135, 400, 720, 1440),
+    "ssv2-fp": (135, 400, 720, 1440),
     "nuscenes": (1280, 5120, 2560, 10240),
     "objectron": (1000, 2000, 1000, 2000),
     "web": (5, 20, 10, 20),

@@ -50,9 +50,9 @@ class TokenSource:
         self.config, self.processes = config, processes
         self.no_class = len(source.class_names)
         self.tasks = [task for task in config.tasks
-                      if self.no_class or not TASKS[task].class_conditional]
+                      if self.no_class or not TASKS[task].needs_classes]
         if processes.rank == 0 and len(self.tasks) < len(config.tasks):
-            print("no classes in the data: training without CG and CFP", file=sys.stderr)
+            print("no classes in the data: training without CFP; CG is unconditional", file=sys.stderr)
         self.pool: dict[str, tuple[Tensor, Tensor]] = {}
         if config.token_pool:
             self._fill_pool()
@@ -69,7 +69,7 @@ class TokenSource:
         scores = random.random((size, tokens.shape[1]), np.float32)[mine]
         r, dropped = random.random(size, np.float32)[mine], random.random(size)[mine]
         unlabelled = torch.from_numpy(dropped < config.class_dropout) | (
-            not TASKS[task].class_conditional)
+            not TASKS[task].class_conditional or not self.no_class)
         label = label.masked_fill(unlabelled.to(label.device), self.no_class)
         return TokenBatch(task, tokens, condition_tokens, is_pad, label,
                           *(torch.from_numpy(x).to(device) for x in (scores, r)))

@@ -1,0 +1,196 @@
+"""The models that the paper compares COMMIT with: prefix conditions, and attention in windows.
+
+Paper   Sec. 4.5 (Tables 5 and 6); MaskViT (its windows and 18 steps)
+
+Shapes  condition tokens (B, N), is_pad (N,) -> prefix (B, n), the n tokens that are given
+          -> [prompt, class, padding, prefix, z-bar] -> PrefixTransformer -> logits (B, N, K)
+        tokens (B, N) of a grid (t, h, w) -> WindowTransformer -> logits (B, N, K)
+
+Read    PrefixModel and prefix_step: how a condition is put before the sequence. Then
+        WindowAttention.
+
+Latent masking needs no model of its own: it is decode.latent_masking, on a model that has learned
+nothing but Eq. (1). MaskGIT on 2D tokens is the same, on the tokens of tokenizer.ImageTokenizer.
+
+Not here: the autoregressive model (autoregressive.py); what is trained on what (arms.py).
+
+Run:    python -m comparisons.baselines     what a prefix and a window see
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterator
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from commit import TASKS, is_padding, nothing
+from decode import DecodeState, commit_decode, latent_masking
+from steps import Recipe, TokenBatch, Trainee, transformer_step
+from training.build import TRANSFORMER_TYPES
+from transformer import Attention, Block, MaskedTransformer, TransformerConfig
+
+Grid = tuple[int, int, int]
+
+
+# ---------------------------------------------------------------------------------------------
+# A prefix condition: the tokens that are given stand before the sequence
+
+@dataclass(frozen=True)
+class PrefixConfig(TransformerConfig):
+    """A transformer whose sequence has room for so many condition tokens."""
+
+    prefix_length: int = 0
+
+    @property
+    def sequence_length(self) -> int:
+        return super().sequence_length + self.prefix_length
+
+
+def given_tokens(task: str, shape: Grid, grid: Grid, condition_frames: int = 1) -> Tensor:
+    """(N,) bool, True where a task of clips (T, H, W) gives a token of the grid (t, h, w)."""
+    region = TASKS[task].region
+    counted = (condition_frames,) if TASKS[task].counts_frames else ()
+    return ~is_padding(region(*shape, *counted), grid).flatten()
+
+
+class PrefixTransformer(MaskedTransformer):
+    """[prompt, class, prefix, tokens]; a shorter prefix has [MASK] before it, up to full length.
+
+    A condition token is known by its place in the prefix alone. With one task each place is
+    always the same supervoxel's. With several it is not, and all pay for the longest: the paper
+    calls that less tractable.
+    """
+
+    def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
+        """tokens (B, n + N), the last N of which are the sequence; logits (B, N, K) of those."""
+        N = self.config.num_tokens
+        missing = self.config.prefix_length + N - tokens.shape[1]
+        if missing < 0 or tokens.shape[1] < N:
+            raise ValueError(f"{tokens.shape[1]} tokens for a sequence of {N} and a prefix of at "
+                             f"most {self.config.prefix_length}; give more room or fewer tokens")
+        tokens = F.pad(tokens, (missing, 0), value=self.mask_id)
+        return super().forward(tokens, task, label)[:, -N:]
+
+    @staticmethod
+    def decode(model: nn.Module, task: Tensor, label: Tensor, condition_tokens: Tensor,
+               is_pad: Tensor, **decoding) -> Iterator[DecodeState]:
+        """Algorithm 1 from [MASK] alone; the condition is in front. Arguments of commit_decode."""
+        model = PrefixModel(model, condition_tokens[:, ~is_pad])
+        return commit_decode(model, task, label, condition_tokens, torch.ones_like(is_pad),
+                             **decoding)
+
+
+class PrefixModel(nn.Module):
+    """A PrefixTransformer together with the prefixes of a batch: to others a MaskedTransformer."""
+
+    def __init__(self, model: PrefixTransformer, prefix: Tensor):
+        super().__init__()
+        self.model, self.prefix = model, prefix                                  # prefix (B, n)
+        self.mask_id, self.prompts = model.mask_id, model.prompts
+
+    def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
+        return self.model(torch.cat([self.prefix, tokens], dim=1), task, label)
+
+
+def prefix_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dict[str, Tensor]:
+    """Stage 2 with a prefix condition: Eq. (2) knows [MASK] and tokens only."""
+    if config.accumulate > 1:
+        raise ValueError(f"accumulate is {config.accumulate}; a prefix model takes a batch at once")
+    model = PrefixModel(trainee.networks["transformer"], batch.condition_tokens[:, ~batch.is_pad])
+    return transformer_step(Trainee(dict(transformer=model), trainee.optimizers),
+                            batch._replace(is_pad=torch.ones_like(batch.is_pad)), config)
+
+
+@torch.no_grad()
+def align_prefix(model: PrefixTransformer, given: Tensor) -> None:
+    """For one task: the places of the prefix start as the places of the tokens they stand for.
+
+    given (N,) bool. It is what start_local is to the others: without it, a prefix has to find out
+    in a short training which token is where.
+    """
+    places = model.position_embedding.weight
+    count, N = int(given.sum()), len(given)
+    places[-N - count:-N] = places[-N:][given]
+
+
+# ---------------------------------------------------------------------------------------------
+# MaskViT: attention in windows, for sequences that are too long for all to see all
+
+@dataclass(frozen=True)
+class WindowConfig(TransformerConfig):
+    """A transformer whose blocks attend in windows of the grid, in turn.
+
+    MaskViT's own windows are a frame, and all frames of 4x4 tokens.
+    """
+
+    grid: Grid = (16, 4, 4)                            # (t, h, w) of the tokens
+    windows: tuple[Grid, Grid] = ((1, 4, 4), (16, 2, 2))
+
+    def __post_init__(self):
+        super().__post_init__()
+        for window in self.windows:
+            if any(length % part for length, part in zip(self.grid, window)):
+                raise ValueError(f"windows of {window} do not tile the grid {self.grid}")
+
+
+class WindowAttention(Attention):
+    """Each token sees its window, and the prompt and class; those two see only themselves.
+
+    If they saw all tokens, they would carry news from window to window.
+    """
+
+    grid: Grid
+    window: Grid
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        t, h, w = self.grid
+        a, b, c = self.window
+        first = query.shape[2] - t * h * w                                  # prompt and class
+        sizes = dict(t=t // a, h=h // b, w=w // c, a=a, b=b, c=c)
+        apart = "n heads (t a h b w c) d -> (n t h w) heads (a b c) d"
+        together = "(n t h w) heads (a b c) d -> n heads (t a h b w c) d"
+        heads = [x[:, :, :first] for x in (query, key, value)]
+        windows = [rearrange(x[:, :, first:], apart, **sizes) for x in (query, key, value)]
+        count = len(windows[0]) // len(query)
+        keys, values = (torch.cat([head.repeat_interleave(count, 0), window], dim=2)
+                        for head, window in zip(heads[1:], windows[1:]))
+        seen = rearrange(super().attend(windows[0], keys, values), together, **sizes)
+        return torch.cat([super().attend(*heads), seen], dim=2)
+
+
+class WindowBlock(Block):
+    attention_type = WindowAttention
+
+
+class WindowTransformer(MaskedTransformer):
+    """MaskViT's network, given its first frames' tokens and never asked for them again."""
+
+    block_type = WindowBlock
+    decode = staticmethod(latent_masking)
+
+    def __init__(self, config: WindowConfig):
+        super().__init__(config)
+        for number, block in enumerate(self.blocks):
+            block.attention.grid = config.grid
+            block.attention.window = config.windows[number % len(config.windows)]
+
+
+TRANSFORMER_TYPES |= {PrefixConfig: PrefixTransformer, WindowConfig: WindowTransformer}
+
+
+def main() -> None:
+    print("of 4 x 16 x 16 tokens, so many are given: the sequence with a prefix, and with COMMIT")
+    for task in (task for task in TASKS if TASKS[task].region is not nothing):
+        count = int(given_tokens(task, (16, 128, 128), (4, 16, 16)).sum())
+        print(f"  {task:4} {count:4}   {2 + count + 1024}   {2 + 1024}")
+    config = WindowConfig(num_layers=4, hidden_size=32, num_heads=2, num_tokens=256)
+    print("of 16 x 4 x 4 tokens, so many see token (8, 1, 1) in one block:")
+    for window in config.windows:
+        print(f"  windows of {'x'.join(map(str, window)):7} {torch.tensor(window).prod():4}")
+
+
+if __name__ == "__main__":
+    main()
