@@ -133,7 +133,7 @@ def table_4(laptop: Laptop) -> tuple[str, dict]:
     for name, values in PAPER_4.items():
         values = *values, sum(values) / len(values)
         lines.append(f"  {titles[name]:46}" + "".join(f"{value:8.1f}" for value in values))
-    average = {name: results[name]["average"]["right"] for name in names}
+    average = {name: row["average"]["right"] for name, row in results.items()}
     lines += [f"{laptop.steps:,} steps each: UNC and FP {laptop.steps:,} on their task, MT "
               f"{laptop.steps // 8:,} on each of eight; training took "
               f"{laptop.seconds(*trained):.0f} s",
