@@ -50,13 +50,14 @@ from training.tokens import TokenSource
 def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *,
           stage: str = "all", on_step: Callable[[str, int, dict], dict | None] | None = None,
           tokens: Callable[[int], TokenBatch] | None = None, processes: Processes = Processes(),
-          draw: bool = True) -> bool:
+          draw: bool = True, prepare: Callable[[Stage], None] = lambda stage: None) -> bool:
     """Train in the folder `run`, or go on there. True when the end was reached.
 
     data: where videos are, or any ClipSource. stage: "tokenizer", "transformer", "all" of both, or
     "image", the 2D ancestor. on_step(stage, step, terms) is called after every step, in the first
     process; what it returns is logged. tokens(step) stands in for tokenizing clips in stage 2.
-    draw: end with pictures and numbers. Raises ValueError where settings cannot work together,
+    draw: end with pictures and numbers. prepare(stage) may change a stage before it begins: its
+    step, its batches, its fresh weights. Raises ValueError where settings cannot work together,
     before anything is trained.
     """
     run = Path(run)
@@ -89,6 +90,7 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
         setup = (train_transformer(config, data, source, run, processes, tokens)
                  if name == "transformer" else
                  train_tokenizer(config, data, source, run, processes, name))
+        prepare(setup)
         if not fit(setup, config, run, processes, on_step):
             return False
         if processes.rank == 0:

@@ -17,30 +17,29 @@ Run:    python -m comparisons.arms                               the arms, and w
 """
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 
+import torch.distributed as dist
 from torch import nn
 
 from commit import MT8
 from comparisons.autoregressive import AutoregressiveConfig, autoregressive_step
-from comparisons.baselines import (Grid, PrefixConfig, WindowConfig, align_prefix, given_tokens,
+from comparisons.baselines import (PrefixConfig, WindowConfig, align_prefix, given_tokens,
                                    prefix_step)
-from data.clips import DataConfig, open_source
+from data.clips import DataConfig
 from data.source import ClipSource
 from steps import transformer_step
-from train import train, train_transformer
-from training.build import refuse_impossible
+from train import train
+from training.build import transformer_config
 from training.checkpoint import Run, is_there, load_checkpoint, load_network, load_run
 from training.command import parse
-from training.loop import Processes, fit, start_processes
+from training.loop import Processes, Stage, start_processes
 from training.presets import PRESETS, TrainConfig
-from transformer import TRANSFORMERS, TransformerConfig
+from transformer import TransformerConfig
 
 TOY = Path("assets/toy")
 
@@ -77,27 +76,19 @@ ARMS = {
 }
 
 
-def transformer_of(arm: Arm, config: TrainConfig, grid: Grid) -> TransformerConfig:
-    """The configuration of an arm's transformer: the preset's sizes, and what its kind has more."""
-    base = config.transformer
-    base = TRANSFORMERS[base] if isinstance(base, str) else base
-    more = {}
+def arm_config(name: str, preset: TrainConfig, tokenizer: nn.Module) -> TrainConfig:
+    """A preset's configuration with what an arm has otherwise."""
+    arm, config = ARMS[name], replace(preset, **ARMS[name].settings)
+    grid, more = tokenizer.latent_shape(*config.clip_shape), {}
     if arm.kind is WindowConfig:
         t, h, w = grid
         more = dict(grid=grid, windows=((1, h, w), (t, min(4, h // 2), min(4, w // 2))))
     elif arm.kind is not None:
-        more = dict(prefix_length=max(
-            int(given_tokens(task, config.clip_shape, grid, config.condition_frames).sum())
+        more = dict(prefix_length=max(int(given_tokens(
+            task, config.clip_shape, grid, config.condition_frames).sum())
             for task in config.tasks))
-    values = {each.name: getattr(base, each.name) for each in dataclasses.fields(base)}
-    return (arm.kind or type(base))(**values | more)
-
-
-def arm_config(name: str, preset: TrainConfig, tokenizer: nn.Module) -> TrainConfig:
-    """The configuration of an arm's run on a preset's data."""
-    config = replace(preset, **ARMS[name].settings)
-    grid = tokenizer.latent_shape(*config.clip_shape)
-    return replace(config, transformer=transformer_of(ARMS[name], config, grid))
+    base = transformer_config(config, 0, tokenizer)
+    return replace(config, transformer=(arm.kind or type(base))(**asdict(base) | more))
 
 
 def train_arm(name: str, preset: TrainConfig, data: DataConfig | ClipSource, run: str | Path,
@@ -107,33 +98,30 @@ def train_arm(name: str, preset: TrainConfig, data: DataConfig | ClipSource, run
     tokenizer: the run with tokenizer.pt, or for arms on 2D tokens with image.pt.
     """
     arm, run = ARMS[name], Path(run)
-    if not is_there(run / "transformer.pt") or not (
-            load_checkpoint(run / "transformer.pt")["finished"]):
-        run.mkdir(parents=True, exist_ok=True)
-        if processes.rank == 0 and not (run / "tokenizer.pt").exists():
-            shutil.copy(Path(tokenizer) / ("image.pt" if arm.image else "tokenizer.pt"),
-                        run / "tokenizer.copying")
-            (run / "tokenizer.copying").rename(run / "tokenizer.pt")
-        network = load_network(load_checkpoint(run / "tokenizer.pt"))
-        config = arm_config(name, preset, network)
-        source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
-                             index=run / "videos.json")
-        refuse_impossible(config, ["transformer"], len(source.class_names), processes.world)
-        kept = replace(data.resolved(), class_names=tuple(source.class_names)) if isinstance(
-            data, DataConfig) else DataConfig(dataset=f"object {type(data).__name__}",
-                                              class_names=tuple(source.class_names))
-        stage = train_transformer(config, kept, source, run, processes)
-        stage.step = arm.step
+    if is_there(run / "transformer.pt") and load_checkpoint(run / "transformer.pt")["finished"]:
+        return load_run(run, processes.device)
+    run.mkdir(parents=True, exist_ok=True)
+    if processes.rank == 0 and not (run / "tokenizer.pt").exists():
+        shutil.copy(Path(tokenizer) / ("image.pt" if arm.image else "tokenizer.pt"),
+                    run / "tokenizer.copying")
+        (run / "tokenizer.copying").rename(run / "tokenizer.pt")
+    if dist.is_initialized():
+        dist.barrier()                               # the others read what the first has copied
+    network = load_network(load_checkpoint(run / "tokenizer.pt"))
+    config = arm_config(name, preset, network)
+
+    def prepare(stage: Stage) -> None:
+        stage.step, batch_of = arm.step, stage.batch_of
         if arm.prompt:
-            batch_of = stage.batch_of
             stage.batch_of = lambda step: batch_of(step)._replace(task=arm.prompt)
-        if isinstance(stage.configs["network"], PrefixConfig) and len(set(config.tasks)) == 1:
-            grid = network.latent_shape(*config.clip_shape)
+        if arm.kind in (PrefixConfig, AutoregressiveConfig) and len(set(config.tasks)) == 1:
             align_prefix(stage.trainee.networks["transformer"], given_tokens(
-                config.tasks[0], config.clip_shape, grid, config.condition_frames))
-        if not fit(stage, config, run, processes):
-            return None
-    return load_run(run, processes.device)
+                config.tasks[0], config.clip_shape, network.latent_shape(*config.clip_shape),
+                config.condition_frames))
+
+    finished = train(config, data, run, stage="transformer", prepare=prepare, draw=False,
+                     processes=processes)
+    return load_run(run, processes.device) if finished else None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -160,15 +148,14 @@ class Laptop:
             sys.exit("stopped; the same command goes on from here")
         return load_network(load_checkpoint(run / f"{stage}.pt"))
 
-    def seconds(self, *names: str) -> float:
-        """How long the training of arms took, by their logs."""
-        total = 0.0
-        for name in names:
-            seconds = [0.0, *(json.loads(line)["seconds"] for line in
-                              (self.folder / name / "log.jsonl").read_text().splitlines())]
-            # A run that was stopped and went on counts from 0 again.
-            total += sum(b - a if b >= a else b for a, b in zip(seconds, seconds[1:]))
-        return total
+
+def aligned(rows: list[tuple]) -> str:
+    """Rows of cells, the first of which is the header, as a table in Markdown."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    first, *others = [max(map(len, column)) for column in zip(*cells)]
+    cells.insert(1, [":" + "-" * (first - 1), *("-" * (width - 1) + ":" for width in others)])
+    return "\n".join("| " + " | ".join([row[0].ljust(first), *(
+        cell.rjust(width) for cell, width in zip(row[1:], others))]) + " |" for row in cells)
 
 
 def claim(words: str, holds: bool) -> str:
@@ -176,12 +163,14 @@ def claim(words: str, holds: bool) -> str:
     return f"{'holds' if holds else 'DOES NOT HOLD'}: {words}"
 
 
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
 def main() -> None:
     if len(sys.argv) < 4:
-        for name, arm in ARMS.items():
-            tasks = {MT8: "MT8"}.get(arm.settings["tasks"], " ".join(arm.settings["tasks"]))
-            tokens = "2D-VQ" if arm.image else "3D-VQ"
-            print(f"{name:15} {tasks:4} {tokens}  {arm.title}")
+        print(aligned([("arm", "tasks", "what it is"), *(
+            (name, len(set(arm.settings["tasks"])), arm.title) for name, arm in ARMS.items())]))
         return
     name, tokenizer, *arguments = sys.argv[1:]
     if name not in ARMS:

@@ -12,7 +12,7 @@ The paper judges by FVD on real videos. Here clips are drawn, and what was gener
 from its pixels: no foreign network, and a percentage that means what it says. From runs on real
 data, `--runs` prints the same rows with the FVD that evaluate.py measured.
 
-Run:    python -m comparisons.tables 4                  trains, measures, prints; a kill loses little
+Run:    python -m comparisons.tables 4                  trains, measures, prints; may be stopped
         python -m comparisons.tables 5 --seed 1
         python -m comparisons.tables 4 --runs A B C     of runs that evaluate.py has measured
 """
@@ -29,23 +29,26 @@ from einops import rearrange
 from torch import Tensor
 
 from commit import MT8, make_condition
-from comparisons.arms import ARMS, TOY, Laptop, claim
-from comparisons.costs import fig_5, table_7
+from comparisons.arms import ARMS, TOY, Laptop, aligned, claim, parameters
+from comparisons.costs import PAPER_7, PAPER_FIG_5, fig_5, table_7
 from data.moving_shapes import MovingShapes
 from data.source import load_batch
 from decode import commit_decode, generate, latent_masking
 from measure.metrics import frames_of, psnr
-from training.checkpoint import Run, load_checkpoint, load_network
+from training.checkpoint import Run, load_run
 from training.plan import count_step
 
-# FVD, in the paper's rows: FP FI OPC OPV OPH OPD IPC IPD of BAIR, debiased; then Tables 5 and 6.
-PAPER_4 = {"unc": (74.0, 71.4, 119.0, 46.7, 55.9, 389.3, 145.0, 303.2),
-           "fp": (47.7, 56.2, 247.1, 118.5, 142.7, 366.3, 357.3, 272.7),
-           "mt": (47.2, 36.0, 28.1, 29.0, 27.8, 32.1, 31.1, 31.0)}
-PAPER_5 = {"unc": ("74", "151"), "prefix": ("55", "-"), "mask": ("388", "143"),
-           "no-refine": ("51", "53"), "": ("48", "33")}
-PAPER_6 = {"maskgit-2d": "177", "unc": "74", "maskvit": "94 (theirs)", "autoregressive": "56",
-           "fp": "48"}
+# FVD on BAIR, debiased, of the models of size B. Table 4: by task, then the average.
+PAPER = {
+    "4": {"": (*MT8, "average"),
+          "unc": (74.0, 71.4, 119.0, 46.7, 55.9, 389.3, 145.0, 303.2, 150.6),
+          "fp": (47.7, 56.2, 247.1, 118.5, 142.7, 366.3, 357.3, 272.7, 201.1),
+          "mt": (47.2, 36.0, 28.1, 29.0, 27.8, 32.1, 31.1, 31.0, 32.8)},
+    "5": {"": ("FP", "eight tasks"), "unc": (74, 151), "prefix": (55, "-"), "mask": (388, 143),
+          "no-refine": (51, 53), "all": (48, 33)},
+    "6": {"": ("FP",), "maskgit-2d": (177,), "unc": (74,), "maskvit": ("94 (theirs)",),
+          "autoregressive": (56,), "fp": (48,)},
+    "7": PAPER_7, "fig5": PAPER_FIG_5}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -60,8 +63,7 @@ def measure(run: Run, task: str, seed: int = 0, **how) -> dict[str, float]:
     shape is given, so will any shape. given: PSNR inside the given region. nearest: FP's PSNR
     against the nearest of the four clips that go on from the first frame.
     """
-    source = MovingShapes("test")
-    video, label = load_batch(source, 0, len(source), 0, augment=False)
+    video, label = held_out()
     made = generate(run.tokenizer, run.transformer, video, task,
                     generator=torch.Generator().manual_seed(seed),
                     **run.how(task) | dict(run.config.decoding) | how)
@@ -69,6 +71,12 @@ def measure(run: Run, task: str, seed: int = 0, **how) -> dict[str, float]:
     return dict(right=right(made, video, label, valid, task).float().mean().item(),
                 given=-10 * (made - video).square()[..., valid].mean().log10().item(),
                 nearest=nearest(made, video).mean().item() if task == "FP" else None)
+
+
+def held_out() -> tuple[Tensor, Tensor]:
+    """The 64 clips (64, 3, T, H, W) that no run has learned from, and their labels."""
+    source = MovingShapes("test")
+    return load_batch(source, 0, len(source), 0, augment=False)
 
 
 def right(made: Tensor, video: Tensor, label: Tensor, valid: Tensor, task: str) -> Tensor:
@@ -84,8 +92,7 @@ def nearest(made: Tensor, video: Tensor) -> Tensor:
     """(B,) PSNR of made (B, 3, T, H, W) against the nearest way on from video's first frame."""
     moved, ways = MovingShapes.speed * torch.arange(video.shape[2]), []
     for axis, sign in ((-1, 1), (-1, -1), (-2, 1), (-2, -1)):
-        frames = [video[:, :, 0].roll(sign * int(step), axis) for step in moved]
-        way = torch.stack(frames, dim=2)
+        way = torch.stack([video[:, :, 0].roll(sign * int(step), axis) for step in moved], dim=2)
         ways.append(psnr(frames_of(made), frames_of(way)).mean(1))
     return torch.stack(ways).amax(0)
 
@@ -105,149 +112,134 @@ def given_nothing(model, task, label, condition_tokens, is_pad, **decoding):
 
 def with_real_tokens(run: Run) -> Callable:
     """latent_masking that is given the real clips' tokens, which know the answer: an oracle."""
-    source = MovingShapes("test")
-    video, _ = load_batch(source, 0, len(source), 0, augment=False)
-    tokens = rearrange(run.tokenizer.encode(video), "b t h w -> b (t h w)")
+    tokens = rearrange(run.tokenizer.encode(held_out()[0]), "b t h w -> b (t h w)")
     return lambda model, task, label, condition_tokens, is_pad, **decoding: latent_masking(
         model, task, label, tokens, is_pad, **decoding)
 
 
 # ---------------------------------------------------------------------------------------------
-# Tables 4 to 6: each returns its text and what it measured
+# Tables 4 to 6: each returns the lines of its text, and what it measured
 
-def table_4(laptop: Laptop) -> tuple[str, dict]:
+def table_4(laptop: Laptop) -> tuple[list[str], dict]:
     """Multi-task against single-task models. Control: given nothing, which is chance."""
     trained = ("unc", "fp", "mt", "mt-one-prompt")
     results = {name: measure_tasks(laptop.arm(name)) for name in trained}
     results["nothing"] = measure_tasks(laptop.arm("unc"), decode=given_nothing)
-    titles = {name: ARMS[name].title for name in trained} | dict(
+    title = {name: ARMS[name].title for name in trained} | dict(
         nothing="UNC, given nothing (control)")
-    columns = (*MT8, "average")
-    lines = []
-    for what, unit, form in (("right", "right", "8.0%"),
-                             ("given", "PSNR inside the given region, in dB", "8.1f")):
-        lines.append(f"{unit:48}" + "".join(f"{column:>8}" for column in columns))
-        lines += [f"  {titles[name]:46}" + "".join(
-            f"{row[column][what]:{form}}" for column in columns) for name, row in results.items()]
-    lines.append("the paper: FVD on BAIR, B (lower is better)")
-    for name, values in PAPER_4.items():
-        values = *values, sum(values) / len(values)
-        lines.append(f"  {titles[name]:46}" + "".join(f"{value:8.1f}" for value in values))
+    tables = [aligned([(words, *MT8, "average"), *(
+        (title[name], *(form.format(entry[what]) for entry in row.values()))
+        for name, row in results.items())]) for what, form, words in (
+            ("right", "{:.0%}", "right"), ("given", "{:.1f}", "PSNR inside the given region, dB"))]
     average = {name: row["average"]["right"] for name, row in results.items()}
-    lines += [f"{laptop.steps:,} steps each: UNC and FP {laptop.steps:,} on their task, MT "
-              f"{laptop.steps // 8:,} on each of eight; training took "
-              f"{laptop.seconds(*trained):.0f} s",
-              claim("MT is best on average over the tasks", average["mt"] > max(
-                  average["unc"], average["fp"])),
-              claim("control: chance is far below", average["nothing"] < average["unc"] / 2)]
-    return "\n".join(lines), results
+    return [*tables, paper("4"),
+            f"{laptop.steps:,} steps each: UNC and FP {laptop.steps:,} on their task, MT "
+            f"{laptop.steps // 8:,} on each of eight",
+            claim("MT is best on average over the tasks",
+                  average["mt"] > max(average["unc"], average["fp"])),
+            claim("control: chance is far below", average["nothing"] < average["unc"] / 2)
+            ], results
 
 
-def table_5(laptop: Laptop) -> tuple[str, dict]:
+def table_5(laptop: Laptop) -> tuple[list[str], dict]:
     """Conditions and losses. Control: latent masking that is given the answer."""
     unc, results = laptop.arm("unc"), {}
-    rows = {"unc": "Latent masking, the padded clip's tokens",
-            "oracle": "Latent masking, the real clip's tokens (leaks)",
-            "prefix": "Prefix condition", "mask": "COMMIT: mask",
-            "no-refine": "COMMIT: mask + reconstruct", "": "COMMIT: mask + reconstruct + refine"}
-    lines = [f"{'':48}{'':>12}   frame prediction             eight tasks",
-             f"{'':48}sequence GFLOP  right  given nearest paper   right  given  paper"]
-    for name, title in rows.items():
-        if name in ("unc", "oracle"):
-            single = multi = unc
-            how = {} if name == "unc" else dict(decode=with_real_tokens(unc))
-        else:
-            single, multi = (laptop.arm("-".join(filter(None, (tasks, name))))
-                             for tasks in ("fp", "mt"))
-            how = {}
+    titles = {"unc": "Latent masking, the padded clip's tokens",
+              "oracle": "Latent masking, the real clip's tokens (leaks)",
+              "prefix": "Prefix condition", "mask": "COMMIT: mask",
+              "no-refine": "COMMIT: mask + reconstruct",
+              "all": "COMMIT: mask + reconstruct + refine"}
+    rows = [("", "sequence", "GFLOP", "FP right", "given", "nearest", "paper",
+             "eight tasks right", "given", "paper")]
+    for name, title in titles.items():
+        latent = name in ("unc", "oracle")
+        part = "" if name == "all" else f"-{name}"
+        single, multi = (unc, unc) if latent else (laptop.arm(f"{tasks}{part}")
+                                                   for tasks in ("fp", "mt"))
+        how = dict(decode=with_real_tokens(unc)) if name == "oracle" else {}
         one, every = measure(single, "FP", **how), measure_tasks(multi, **how)["average"]
-        longest = [run.transformer.config.sequence_length for run in (single, multi)]
+        length = [run.transformer.config.sequence_length for run in (single, multi)]
         flop = count_step(multi.config, "transformer", 16)[0] / 1e9
-        results[name or "all"] = dict(FP=one, MT8=every, sequence=longest, gflop=flop)
-        paper = PAPER_5.get(name, ("", ""))
-        length = "-".join(map(str, dict.fromkeys(longest)))
-        lines.append(f"{title:48}{length:>8} {flop:6.1f} {one['right']:6.0%} {one['given']:6.1f} "
-                     f"{one['nearest']:7.1f} {paper[0]:>5} {every['right']:7.0%} "
-                     f"{every['given']:6.1f} {paper[1]:>6}")
-    names = ["unc", *(f"{tasks}{part}" for tasks in ("fp", "mt")
-                      for part in ("-prefix", "-mask", "-no-refine", ""))]
+        results[name] = dict(FP=one, MT8=every, sequence=length, gflop=flop)
+        told = PAPER["5"].get(name, ("", ""))
+        rows.append((title, "-".join(map(str, dict.fromkeys(length))), f"{flop:.1f}",
+                     f"{one['right']:.0%}", f"{one['given']:.1f}", f"{one['nearest']:.1f}", told[0],
+                     f"{every['right']:.0%}", f"{every['given']:.1f}", told[1]))
     tasks = {name: row["MT8"] for name, row in results.items()}
     worst = min(tasks[name]["given"] for name in ("unc", "no-refine", "all"))
-    lines += [f"{laptop.steps:,} steps each; training took {laptop.seconds(*names):.0f} s; GFLOP: of "
-              "a step on 16 clips, eight tasks",
-              claim("mask alone is worst inside the given region", tasks["mask"]["given"] < worst),
-              claim("COMMIT is ahead of latent masking on average",
-                    tasks["all"]["right"] > tasks["unc"]["right"]),
-              claim("control: the answer's own tokens beat the condition's",
-                    tasks["oracle"]["right"] > tasks["unc"]["right"])]
-    return "\n".join(lines), results
+    return [aligned(rows),
+            f"{laptop.steps:,} steps each; GFLOP: of a step on 16 clips, eight tasks",
+            claim("mask alone is worst inside the given region", tasks["mask"]["given"] < worst),
+            claim("COMMIT is ahead of latent masking on average",
+                  tasks["all"]["right"] > tasks["unc"]["right"]),
+            claim("control: the answer's own tokens beat the condition's",
+                  tasks["oracle"]["right"] > tasks["unc"]["right"])], results
 
 
-def table_6(laptop: Laptop) -> tuple[str, dict]:
+def table_6(laptop: Laptop) -> tuple[list[str], dict]:
     """Decoding methods, on frame prediction. Control: all tokens in one step."""
     laptop.tokenizer("image-8", "image", tokenizer_batch=16)
-    image, results = laptop.folder / "image-8", {}
-    lines = [f"{'':34}parameters          sequence  steps   right  nearest   given   paper"]
-    rows = {"maskgit-2d": "MaskGIT, 2D-VQ", "unc": "MaskGIT, 3D-VQ",
-            "maskvit": "MaskViT's windows, 2D-VQ", "autoregressive": "Autoregressive, 3D-VQ",
-            "fp": "MAGVIT, 3D-VQ", "one step": "MAGVIT in one step (control)"}
-    for name, title in rows.items():
-        run = laptop.arm("fp" if name == "one step" else name,
-                         image if name in ARMS and ARMS[name].image else TOY)
+    titles = {"maskgit-2d": "MaskGIT, 2D-VQ", "unc": "MaskGIT, 3D-VQ",
+              "maskvit": "MaskViT's windows, 2D-VQ", "autoregressive": "Autoregressive, 3D-VQ",
+              "fp": "MAGVIT, 3D-VQ", "one step": "MAGVIT in one step (control)"}
+    results, rows = {}, [("", "parameters", "sequence", "steps", "right", "nearest", "given",
+                          "paper")]
+    for name, title in titles.items():
         how = dict(steps=1) if name == "one step" else {}
-        row = measure(run, "FP", **how)
-        sizes = [sum(p.numel() for p in network.parameters())
-                 for network in (run.tokenizer, run.transformer)]
-        size = run.transformer.config
+        arm = "fp" if how else name
+        run = laptop.arm(arm, laptop.folder / "image-8" if ARMS[arm].image else TOY)
+        row, size = measure(run, "FP", **how), run.transformer.config
+        sizes = [parameters(run.tokenizer), parameters(run.transformer)]
         steps = size.num_tokens if name == "autoregressive" else (
             how or run.config.decoding)["steps"]
         results[name] = row | dict(parameters=sizes, sequence=size.sequence_length, steps=steps)
-        lines.append(f"{title:34}{sizes[0]:>7,} + {sizes[1]:>9,} {size.sequence_length:8} "
-                     f"{steps:6} {row['right']:7.0%} {row['nearest']:8.1f} {row['given']:7.1f}   "
-                     f"{PAPER_6.get(name, '')}")
-    names = [name for name in rows if name in ARMS]
-    lines += [f"{laptop.steps:,} steps each; training took "
-              f"{laptop.seconds('image-8', *names):.0f} s; paper: FVD on BAIR, debiased; its "
-              "sequences are 4,096 (2D) and 1,024",
-              claim("MAGVIT is ahead of MaskGIT on the same tokens",
-                    results["fp"]["right"] > results["unc"]["right"]),
-              claim("control: one step is worse", results["one step"]["nearest"]
-                    < results["fp"]["nearest"])]
-    return "\n".join(lines), results
+        rows.append((title, " + ".join(f"{each:,}" for each in sizes), size.sequence_length, steps,
+                     f"{row['right']:.0%}", f"{row['nearest']:.1f}", f"{row['given']:.1f}",
+                     *PAPER["6"].get(name, ("",))))
+    return [aligned(rows), f"{laptop.steps:,} steps each; paper: FVD on BAIR, debiased; its "
+            "sequences are 4,096 (2D) and 1,024",
+            claim("MAGVIT is ahead of MaskGIT on the same tokens",
+                  results["fp"]["right"] > results["unc"]["right"]),
+            claim("control: one step is worse",
+                  results["one step"]["nearest"] < results["fp"]["nearest"])], results
 
 
 # ---------------------------------------------------------------------------------------------
 # The same from runs on real data
 
+def paper(table: str) -> str:
+    """The paper's own rows."""
+    header, *rows = ((ARMS[name].title if name in ARMS else name, *row)
+                     for name, row in PAPER[table].items())
+    return aligned([("the paper: FVD", *header[1:]), *rows])
+
+
 def from_runs(runs: list[str]) -> str:
-    """Rows of what evaluate.py has measured: FVD by task, and what a transformer costs."""
-    rows, tasks = [], {}
-    for run in map(Path, runs):
-        state = load_checkpoint(run / "transformer.pt")
-        transformer = load_network(state)
-        tokenizer = load_network(load_checkpoint(run / "tokenizer.pt"))
-        files = sorted(run.glob("evaluation-*.json"))
+    """A row for each protocol by which evaluate.py has measured a run: FVD by task."""
+    rows: dict[str, dict[str, str]] = {}
+    for folder in map(Path, runs):
+        files, run = sorted(folder.glob("evaluation-*.json")), load_run(folder)
         if not files:
-            raise FileNotFoundError(f"{run} has no evaluation-*.json; measure it first: python "
-                                    f"evaluate.py {run} --protocol bair-debiased --data DIR")
-        found = {}
+            raise FileNotFoundError(f"{folder} has no evaluation-*.json; measure it first: python "
+                                    f"evaluate.py {folder} --protocol bair-debiased --data DIR")
         for path in files:
-            for task, entries in json.loads(path.read_text())["results"].items():
-                found |= {task: f"{entry['mean']:.1f}{'*' if name.endswith('*') else ''}"
-                          for name, entry in entries.items() if name.strip("*") == "FVD"}
-        tasks |= dict.fromkeys(found)
-        numbers = [float(found[task].strip("*")) for task in MT8 if task in found]
-        found["MT8"] = f"{sum(numbers) / 8:.1f}" if len(numbers) == 8 else "-"
-        sizes = [sum(p.numel() for p in network.parameters()) / 1e6
-                 for network in (tokenizer, transformer)]
-        rows.append((run.name, "{:.0f}M+{:.0f}M".format(*sizes),
-                     transformer.config.sequence_length, found))
-    lines = [f"{'run':24}{'parameters':>12}{'sequence':>10}" + "".join(
-        f"{task:>10}" for task in (*tasks, "MT8"))]
-    lines += [f"{name:24}{size:>12}{length:>10}" + "".join(
-        f"{found.get(task, '-'):>10}" for task in (*tasks, "MT8"))
-        for name, size, length, found in rows]
-    return "\n".join([*lines, "FVD as evaluate.py measured it; * not comparable, see its output"])
+            measured = json.loads(path.read_text())
+            found = {task: (entry["mean"], name[3:]) for task, entries in
+                     measured["results"].items() for name, entry in entries.items()
+                     if name.strip("*") == "FVD"}
+            if found.keys() >= {*MT8}:
+                values, stars = zip(*(found[task] for task in MT8))
+                found["average of eight"] = sum(values) / len(MT8), max(stars)
+            rows[f"{folder.name}, {measured['protocol']}"] = dict(
+                parameters=" + ".join(f"{parameters(network) / 1e6:.0f}M"
+                                      for network in (run.tokenizer, run.transformer)),
+                sequence=str(run.transformer.config.sequence_length),
+                steps=str(measured["decoding"]["steps"]),
+                **{task: f"{value:.1f}{star}" for task, (value, star) in found.items()})
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    return aligned([("FVD", *columns), *((name, *(row.get(column, "") for column in columns))
+                                         for name, row in rows.items())]) + (
+        "\n*: not comparable with published numbers; evaluate.py says why")
 
 
 TABLES = {"4": table_4, "5": table_5, "6": table_6, "7": table_7, "fig5": fig_5}
@@ -261,23 +253,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/comparisons", help="where the arms are")
     options = parser.parse_args()
+    if options.table is None:
+        for name, table in TABLES.items():
+            print(f"{name:5} {table.__doc__.splitlines()[0]}")
+        return
     try:
         if options.runs:
-            print(from_runs(options.runs))
-            return
-        if options.table is None:
-            for name, table in TABLES.items():
-                print(f"{name:5} {table.__doc__.splitlines()[0]}")
+            print(from_runs(options.runs), paper(options.table), sep="\n\n")
             return
         folder = Path(options.out) / f"seed-{options.seed}"
-        text, values = TABLES[options.table](Laptop(folder, options.steps, options.seed))
+        lines, values = TABLES[options.table](Laptop(folder, options.steps, options.seed))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"tables.py: {error}")
     folder.mkdir(parents=True, exist_ok=True)
     name = f"table{options.table}" if options.table.isdigit() else options.table
-    (folder / f"{name}.txt").write_text(text + "\n")
+    (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n")
-    print(f"{text}\nwrote {folder / name}.txt and .json")
+    print(*lines, f"wrote {folder / name}.txt and .json", sep="\n")
 
 
 if __name__ == "__main__":
