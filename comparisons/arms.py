@@ -41,7 +41,7 @@ from training.loop import Processes, Stage, start_processes
 from training.presets import PRESETS, TrainConfig
 from transformer import TransformerConfig
 
-TOY = Path("assets/toy")
+TOY, STOPPED = Path("assets/toy"), "stopped; the same command goes on from here"
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,13 @@ class Laptop:
         """The run of an arm, trained where it is not yet."""
         preset = replace(PRESETS["toy"], transformer_steps=self.steps, seed=self.seed)
         run = train_arm(name, preset, DataConfig(dataset="shapes"), self.folder / name, tokenizer)
-        return run or sys.exit("stopped; the same command goes on from here")
+        return run or sys.exit(STOPPED)
 
     def tokenizer(self, name: str, stage: str, **settings) -> nn.Module:
         """The tokenizer of the toy, stage "tokenizer" or "image", with settings changed."""
         config, run = replace(PRESETS["toy"], seed=self.seed, **settings), self.folder / name
         if not train(config, DataConfig(dataset="shapes"), run, stage=stage, draw=False):
-            sys.exit("stopped; the same command goes on from here")
+            sys.exit(STOPPED)
         return load_network(load_checkpoint(run / f"{stage}.pt"))
 
 
@@ -169,8 +169,8 @@ def parameters(network: nn.Module) -> int:
 
 def main() -> None:
     if len(sys.argv) < 4:
-        print(aligned([("arm", "tasks", "what it is"), *(
-            (name, len(set(arm.settings["tasks"])), arm.title) for name, arm in ARMS.items())]))
+        print(aligned([("arm", "tasks"), *((f"{name}: {arm.title}", len(set(arm.settings["tasks"])))
+                                            for name, arm in ARMS.items())]))
         return
     name, tokenizer, *arguments = sys.argv[1:]
     if name not in ARMS:

@@ -9,8 +9,8 @@ Shapes  condition tokens (B, N), is_pad (N,) -> prefix (B, n), the n tokens that
 Read    PrefixModel and prefix_step: how a condition is put before the sequence. Then
         WindowAttention.
 
-Latent masking needs no model of its own: it is decode.latent_masking, on a model that has learned
-nothing but Eq. (1). MaskGIT on 2D tokens is the same, on the tokens of tokenizer.ImageTokenizer.
+Latent masking needs no model of its own: it is decode.latent_masking, on a model of Eq. (1) alone.
+MaskGIT on 2D tokens is the same, on those of tokenizer.ImageTokenizer.
 
 Not here: the autoregressive model (autoregressive.py); what is trained on what (arms.py).
 
@@ -18,6 +18,7 @@ Run:    python -m comparisons.baselines     what a prefix and a window see
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Iterator
 
@@ -186,10 +187,9 @@ def main() -> None:
     for task in (task for task in TASKS if TASKS[task].region is not nothing):
         count = int(given_tokens(task, (16, 128, 128), (4, 16, 16)).sum())
         print(f"  {task:4} {count:4}   {2 + count + 1024}   {2 + 1024}")
-    config = WindowConfig(num_layers=4, hidden_size=32, num_heads=2, num_tokens=256)
-    print("of 16 x 4 x 4 tokens, so many see token (8, 1, 1) in one block:")
-    for window in config.windows:
-        print(f"  windows of {'x'.join(map(str, window)):7} {torch.tensor(window).prod():4}")
+    print("of 16 x 4 x 4 tokens, so many see one another in a block:")
+    for window in WindowConfig().windows:
+        print(f"  windows of {'x'.join(map(str, window)):7} {math.prod(window):4}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ Paper   Sec. 4.3 (Fig. 5), Sec. 4.4 (Table 4), Sec. 4.5 (Tables 5 to 7)
 Shapes  a table -> its arms, trained (arms.py) -> 64 held-out clips through each -> rows
           -> printed beside the paper's numbers; runs/comparisons/SEED/table4.txt and .json
 
-Read    measure, what is counted as right; then table_4 to table_6. Table 7 and Fig. 5, which
-        need no arms, are in costs.py.
+Read    measure, what is counted as right; then table_4 to table_7, fig_5.
 
 The paper judges by FVD on real videos. Here clips are drawn, and what was generated is read back
 from its pixels: no foreign network, and a percentage that means what it says. From runs on real
@@ -19,36 +18,47 @@ Run:    python -m comparisons.tables 4                  trains, measures, prints
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import shutil
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Callable
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from commit import MT8, make_condition
 from comparisons.arms import ARMS, TOY, Laptop, aligned, claim, parameters
-from comparisons.costs import PAPER_7, PAPER_FIG_5, fig_5, table_7
+from comparisons.autoregressive import AutoregressiveConfig
+from comparisons.baselines import WindowConfig
 from data.moving_shapes import MovingShapes
 from data.source import load_batch
 from decode import commit_decode, generate, latent_masking
 from measure.metrics import frames_of, psnr
+from measure.speed import seconds_to_generate
+from tokenizer import TOKENIZERS, ImageTokenizer, VideoTokenizer
+from training.build import build_transformer
 from training.checkpoint import Run, load_run
 from training.plan import count_step
+from transformer import TRANSFORMERS, TransformerConfig
 
 # FVD on BAIR, debiased, of the models of size B. Table 4: by task, then the average.
 PAPER = {
-    "4": {"": (*MT8, "average"),
+    "4": {"FVD": (*MT8, "average"),
           "unc": (74.0, 71.4, 119.0, 46.7, 55.9, 389.3, 145.0, 303.2, 150.6),
           "fp": (47.7, 56.2, 247.1, 118.5, 142.7, 366.3, 357.3, 272.7, 201.1),
           "mt": (47.2, 36.0, 28.1, 29.0, 27.8, 32.1, 31.1, 31.0, 32.8)},
-    "5": {"": ("FP", "eight tasks"), "unc": (74, 151), "prefix": (55, "-"), "mask": (388, 143),
+    "5": {"FVD": ("FP", "eight tasks"), "unc": (74, 151), "prefix": (55, "-"), "mask": (388, 143),
           "no-refine": (51, 53), "all": (48, 33)},
-    "6": {"": ("FP",), "maskgit-2d": (177,), "unc": (74,), "maskvit": ("94 (theirs)",),
+    "6": {"FVD": ("FP",), "maskgit-2d": (177,), "unc": (74,), "maskvit": ("94 (theirs)",),
           "autoregressive": (56,), "fp": (48,)},
-    "7": PAPER_7, "fig5": PAPER_FIG_5}
+    "7": {"FVD of reconstructing UCF-101": ("from scratch", "from ImageNet"),
+          "2D, 8x8": (240, 216), "3D, 4x8x8": (127, ""), "average": ("", 103), "central": ("", 58)},
+    "fig5": {"speed": ("frames/s at 128 pixels, V100", "time, against MAGVIT"), "MAGVIT": (37, 1),
+             "autoregressive": ("", 60), "MaskViT's windows": ("", "4-16")}}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -60,8 +70,7 @@ def measure(run: Run, task: str, seed: int = 0, **how) -> dict[str, float]:
 
     right: the share of videos in which the plain rule reads the clip's shape and direction. One
     frame leaves the direction open: in FP any will do, but one must be read. Where nothing of the
-    shape is given, so will any shape. given: PSNR inside the given region. nearest: FP's PSNR
-    against the nearest of the four clips that go on from the first frame.
+    shape is given, so will any shape. given: PSNR inside the given region, in dB.
     """
     video, label = held_out()
     made = generate(run.tokenizer, run.transformer, video, task,
@@ -69,8 +78,7 @@ def measure(run: Run, task: str, seed: int = 0, **how) -> dict[str, float]:
                     **run.how(task) | dict(run.config.decoding) | how)
     valid = make_condition(video, task)[1]
     return dict(right=right(made, video, label, valid, task).float().mean().item(),
-                given=-10 * (made - video).square()[..., valid].mean().log10().item(),
-                nearest=nearest(made, video).mean().item() if task == "FP" else None)
+                given=-10 * (made - video).square()[..., valid].mean().log10().item())
 
 
 def held_out() -> tuple[Tensor, Tensor]:
@@ -88,21 +96,11 @@ def right(made: Tensor, video: Tensor, label: Tensor, valid: Tensor, task: str) 
             & (direction >= 0) & ((direction == label % 4) | open_ended))
 
 
-def nearest(made: Tensor, video: Tensor) -> Tensor:
-    """(B,) PSNR of made (B, 3, T, H, W) against the nearest way on from video's first frame."""
-    moved, ways = MovingShapes.speed * torch.arange(video.shape[2]), []
-    for axis, sign in ((-1, 1), (-1, -1), (-2, 1), (-2, -1)):
-        way = torch.stack([video[:, :, 0].roll(sign * int(step), axis) for step in moved], dim=2)
-        ways.append(psnr(frames_of(made), frames_of(way)).mean(1))
-    return torch.stack(ways).amax(0)
-
-
 def measure_tasks(run: Run, **how) -> dict[str, dict[str, float]]:
     """`measure` of all eight tasks, and their average."""
     rows = {task: measure(run, task, **how) for task in MT8}
-    rows["average"] = {name: sum(row[name] for row in rows.values()) / len(MT8)
-                       for name in ("right", "given")}
-    return rows
+    return rows | dict(average={name: sum(row[name] for row in rows.values()) / len(MT8)
+                                for name in ("right", "given")})
 
 
 def given_nothing(model, task, label, condition_tokens, is_pad, **decoding):
@@ -149,8 +147,8 @@ def table_5(laptop: Laptop) -> tuple[list[str], dict]:
               "prefix": "Prefix condition", "mask": "COMMIT: mask",
               "no-refine": "COMMIT: mask + reconstruct",
               "all": "COMMIT: mask + reconstruct + refine"}
-    rows = [("", "sequence", "GFLOP", "FP right", "given", "nearest", "paper",
-             "eight tasks right", "given", "paper")]
+    rows = [("", "sequence", "GFLOP", "FP right", "given", "paper", "eight tasks right", "given",
+             "paper")]
     for name, title in titles.items():
         latent = name in ("unc", "oracle")
         part = "" if name == "all" else f"-{name}"
@@ -163,7 +161,7 @@ def table_5(laptop: Laptop) -> tuple[list[str], dict]:
         results[name] = dict(FP=one, MT8=every, sequence=length, gflop=flop)
         told = PAPER["5"].get(name, ("", ""))
         rows.append((title, "-".join(map(str, dict.fromkeys(length))), f"{flop:.1f}",
-                     f"{one['right']:.0%}", f"{one['given']:.1f}", f"{one['nearest']:.1f}", told[0],
+                     f"{one['right']:.0%}", f"{one['given']:.1f}", told[0],
                      f"{every['right']:.0%}", f"{every['given']:.1f}", told[1]))
     tasks = {name: row["MT8"] for name, row in results.items()}
     worst = min(tasks[name]["given"] for name in ("unc", "no-refine", "all"))
@@ -182,8 +180,7 @@ def table_6(laptop: Laptop) -> tuple[list[str], dict]:
     titles = {"maskgit-2d": "MaskGIT, 2D-VQ", "unc": "MaskGIT, 3D-VQ",
               "maskvit": "MaskViT's windows, 2D-VQ", "autoregressive": "Autoregressive, 3D-VQ",
               "fp": "MAGVIT, 3D-VQ", "one step": "MAGVIT in one step (control)"}
-    results, rows = {}, [("", "parameters", "sequence", "steps", "right", "nearest", "given",
-                          "paper")]
+    results, rows = {}, [("", "parameters", "sequence", "steps", "right", "given", "paper")]
     for name, title in titles.items():
         how = dict(steps=1) if name == "one step" else {}
         arm = "fp" if how else name
@@ -194,14 +191,122 @@ def table_6(laptop: Laptop) -> tuple[list[str], dict]:
             how or run.config.decoding)["steps"]
         results[name] = row | dict(parameters=sizes, sequence=size.sequence_length, steps=steps)
         rows.append((title, " + ".join(f"{each:,}" for each in sizes), size.sequence_length, steps,
-                     f"{row['right']:.0%}", f"{row['nearest']:.1f}", f"{row['given']:.1f}",
+                     f"{row['right']:.0%}", f"{row['given']:.1f}",
                      *PAPER["6"].get(name, ("",))))
     return [aligned(rows), f"{laptop.steps:,} steps each; paper: FVD on BAIR, debiased; its "
             "sequences are 4,096 (2D) and 1,024",
             claim("MAGVIT is ahead of MaskGIT on the same tokens",
                   results["fp"]["right"] > results["unc"]["right"]),
             claim("control: one step is worse",
-                  results["one step"]["nearest"] < results["fp"]["nearest"])], results
+                  results["one step"]["right"] < results["fp"]["right"])], results
+
+
+# ---------------------------------------------------------------------------------------------
+# Table 7: tokenizers
+
+@torch.no_grad()
+def measure_reconstruction(tokenizer: nn.Module, every: int = 1) -> dict[str, float]:
+    """Held-out clips of the toy through a tokenizer and back.
+
+    every: only each so-many-th frame is coded, and held until the next (a control). psnr in dB;
+    flicker: how far pixels that stand still from frame to frame are made to move, in 1/255.
+    """
+    video, _ = held_out()
+    tokens = tokenizer.encode(video[:, :, ::every])
+    decoded = tokenizer.decode(tokens).clamp(0, 1).repeat_interleave(every, dim=2)
+    return dict(psnr=psnr(frames_of(decoded), frames_of(video)).mean().item(),
+                flicker=flicker(decoded, video), tokens=tokens[0].numel(),
+                parameters=parameters(tokenizer))
+
+
+def flicker(decoded: Tensor, video: Tensor) -> float:
+    """Mean |change from frame to frame| of decoded pixels where the video's do not change."""
+    still = video.diff(dim=2) == 0
+    return 255 * decoded.diff(dim=2)[still].abs().mean().item()
+
+
+def table_7(laptop: Laptop, inflated_steps: int = 300) -> tuple[list[str], dict]:
+    """2D against 3D at equal patches and at equal tokens; then how the 3D-VQ starts.
+
+    Control: the 2D-VQ of every fourth frame, held for four, which has the 3D-VQ's tokens too.
+    """
+    toy = TOKENIZERS["toy"]
+    coarse = replace(toy, channel_multipliers=(1, 1, 2, 2, 2), temporal_downsample=(False,) * 4)
+    networks = {"2D, 8x8": laptop.tokenizer("image-8", "image", tokenizer_batch=16),
+                "2D, 16x16": laptop.tokenizer("image-16", "image", tokenizer_batch=16,
+                                              tokenizer=coarse),
+                "3D, 4x8x8": laptop.tokenizer("video", "tokenizer")}
+    held = "2D, 8x8, every fourth frame (control)"
+    results = {name: measure_reconstruction(network) for name, network in networks.items()}
+    results[held] = measure_reconstruction(networks["2D, 8x8"], every=4)
+    starts = {mode: f"3D, {mode}, {inflated_steps} steps"
+              for mode in ("scratch", "average", "central")}
+    for mode, title in starts.items():
+        run = laptop.folder / f"inflate-{mode}"
+        if mode != "scratch" and not (run / "image.pt").exists():
+            run.mkdir(parents=True, exist_ok=True)
+            shutil.copy(laptop.folder / "image-8/image.pt", run / "image.pt")
+        results[title] = measure_reconstruction(laptop.tokenizer(
+            run.name, "tokenizer", tokenizer_steps=inflated_steps,
+            inflate="" if mode == "scratch" else mode))
+    told = {title: PAPER["7"].get(mode, ("", "")) for mode, title in starts.items()} | PAPER["7"]
+    rows = [("tokenizer", "tokens", "parameters", "PSNR", "flicker", "paper", "from ImageNet")]
+    rows += [(name, row["tokens"], f"{row['parameters']:,}", f"{row['psnr']:.2f}",
+              f"{row['flicker']:.2f}", *told.get(name, ("", ""))) for name, row in results.items()]
+    psnr_of = {name: row["psnr"] for name, row in results.items()}
+    scratch, average, central = (psnr_of[title] for title in starts.values())
+    return [aligned(rows), "paper: FVD of reconstructing UCF-101",
+            claim("3D is better than 2D at equal tokens",
+                  psnr_of["3D, 4x8x8"] > psnr_of["2D, 16x16"]),
+            claim("3D flickers less than 2D at equal patches",
+                  results["3D, 4x8x8"]["flicker"] < results["2D, 8x8"]["flicker"]),
+            claim("central, average, scratch, in this order", central > average > scratch),
+            claim("control: frames that are held are worse",
+                  psnr_of[held] < psnr_of["3D, 4x8x8"])], results
+
+
+# ---------------------------------------------------------------------------------------------
+# Fig. 5: speed
+
+def methods(size: str, resolution: int) -> dict[str, tuple[TransformerConfig, int, bool]]:
+    """Fig. 5's and Table 6's: the transformer, the steps, whether on the 2D-VQ's tokens."""
+    side = resolution // 8
+    base = asdict(TRANSFORMERS[size]) | dict(num_tokens=4 * side * side)
+    windows = (1, side, side), (16, min(4, side // 2), min(4, side // 2))
+    return {"MAGVIT": (TransformerConfig(**base), 12, False),
+            "autoregressive": (AutoregressiveConfig(**base), 4 * side * side, False),
+            "MaskViT's windows": (WindowConfig(**base | dict(
+                num_tokens=16 * side * side, grid=(16, side, side), windows=windows)), 18, True)}
+
+
+def fig_5(laptop: Laptop | None = None, size: str = "B", resolutions: tuple[int, ...] = (
+        32, 64, 128), batches: tuple[int, ...] = (1, 4), most_tokens: int = 1024
+        ) -> tuple[list[str], dict]:
+    """Seconds to generate 16 frames, and frames per second: all methods in one run."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = torch.cuda.get_device_name() if device.type == "cuda" else (
+        f"CPU, {torch.get_num_threads()} threads")
+    rows = [("method", "pixels", "batch", "sequence", "steps", "transformer, s", "decoder, s",
+             "frames/s", "transformer, against MAGVIT")]
+    for resolution, batch in itertools.product(resolutions, batches):
+        for name, (config, steps, image) in methods(size, resolution).items():
+            what = name, resolution, batch, config.sequence_length, steps
+            if config.num_tokens > most_tokens:
+                rows.append((*what, *["left out"] * 4))
+                continue
+            torch.manual_seed(0)
+            model = build_transformer(config).to(device).eval()
+            tokenizer = (ImageTokenizer if image else VideoTokenizer)(TOKENIZERS[size]).to(device)
+            seconds, decoder = seconds_to_generate(tokenizer, model, tokenizer.latent_shape(
+                16, resolution, resolution), batch, steps=steps)
+            if name == "MAGVIT":
+                fastest = seconds
+            rows.append((*what, *(round(number, 2) for number in (
+                seconds, decoder, 16 * batch / (seconds + decoder), seconds / fastest))))
+            print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+    return [f"16 frames at a time on {where}; networks of size {size}, random weights; left out: "
+            f"more than {most_tokens:,} tokens", "", aligned(rows)], dict(
+                where=where, size=size, rows=[dict(zip(rows[0], row)) for row in rows[1:]])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -209,9 +314,9 @@ def table_6(laptop: Laptop) -> tuple[list[str], dict]:
 
 def paper(table: str) -> str:
     """The paper's own rows."""
-    header, *rows = ((ARMS[name].title if name in ARMS else name, *row)
-                     for name, row in PAPER[table].items())
-    return aligned([("the paper: FVD", *header[1:]), *rows])
+    (what, *columns), *rows = ((ARMS[name].title if name in ARMS else name, *row)
+                               for name, row in PAPER[table].items())
+    return aligned([(f"the paper: {what}", *columns), *rows])
 
 
 def from_runs(runs: list[str]) -> str:

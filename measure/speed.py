@@ -4,7 +4,7 @@ Paper   Fig. 5, Sec. 4.3
 
 Shapes  none: sizes in, seconds out
 
-Read    measure_speed.
+Read    measure_speed, seconds_to_generate.
 
 Run:    python -m measure.speed [RUN]      a row per resolution (assets/toy)
         python evaluate.py RUN --speed     the same, and RUN/speed.json
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Callable
 
 import torch
+from torch import nn
 
 from decode import commit_decode
 from steps import autocast
@@ -48,17 +49,27 @@ def measure_speed(run: str | Path, resolutions: tuple[int, ...] = (64, 128, 256)
         own = N == model.config.num_tokens
         network = model if own else build_transformer(
             replace(model.config, num_tokens=N)).to(device).eval()
-        zero = torch.zeros(1, dtype=torch.long, device=device)
-        tokens = zero.expand(1, N)
-        generator = torch.Generator(device).manual_seed(0)
-        with autocast(config.precision, device):
-            transformer = seconds_of(repeats, lambda: list(commit_decode(
-                network, zero, zero, tokens, tokens == 0, generator=generator, **config.decoding)))
-            decoder = seconds_of(repeats, lambda: tokenizer.decode(tokens.view(1, *latent)))
+        transformer, decoder = seconds_to_generate(tokenizer, network, latent, 1, repeats,
+                                                   config.precision, **config.decoding)
         row |= dict(frames_per_second=round(config.frames / (transformer + decoder), 2),
                     weights="trained" if own else "random",
                     transformer_seconds=round(transformer, 4), tokenizer_seconds=round(decoder, 4))
     return rows
+
+
+@torch.no_grad()
+def seconds_to_generate(tokenizer: nn.Module, model: nn.Module, grid: tuple[int, int, int],
+                        batch: int = 1, repeats: int = 1, precision: str = "auto",
+                        **decoding) -> tuple[float, float]:
+    """Seconds of the transformer and of the tokenizer, for `batch` videos of tokens (t, h, w)."""
+    device = next(model.parameters()).device
+    tokens = torch.zeros(batch, math.prod(grid), dtype=torch.long, device=device)
+    decode = getattr(model, "decode", commit_decode)
+    with autocast(precision, device):
+        return seconds_of(repeats, lambda: list(decode(
+            model, tokens[:, 0], tokens[:, 0], tokens, tokens[0] == 0, grid=grid, **decoding,
+            generator=torch.Generator(device).manual_seed(0)))), seconds_of(
+                repeats, lambda: tokenizer.decode(tokens.view(batch, *grid)))
 
 
 def seconds_of(repeats: int, work: Callable[[], object]) -> float:
