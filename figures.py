@@ -28,11 +28,10 @@ from commit import (TASKS, commit_mask, cutoff_score, is_padding, make_condition
                     num_masked, task_index, tokenize_condition)
 from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource, to_float
-from decode import commit_decode
+from decode import commit_decode, latent_masking
 from discriminator import DISCRIMINATORS, Discriminator3d
 from long_video import extend, generate_with, outpaint
-from measure.influence import (context_shares, gradient_norms, latent_masking, leaking_shares,
-                               seam_errors)
+from measure.influence import context_shares, gradient_norms, leaking_shares, seam_errors
 from measure.metrics import frames_of, psnr
 from measure.report import draw_losses, draw_samples, measurable_tasks
 from pictures import (DECIDED, GIVEN, MASKED, PADDED, WRONG, canvas, cells, draw_curves,
@@ -221,30 +220,29 @@ def steps(run: Path = TOY, out: Path = ASSETS, task: str = "OPD", clip: int = 48
     grid, count = tokenizer.latent_shape(*video.shape[2:]), trained.config.decode_steps
     condition, is_pad = tokenize_condition(tokenizer, video, task)
     prompt = torch.full((len(video),), task_index(task, model.prompts))
-    arguments = (model, prompt, torch.full_like(prompt, model.no_class), condition)
-    commit = commit_decode(*arguments, is_pad, **trained.config.decoding,
-                           generator=torch.Generator().manual_seed(0))
-    sequences = {"COMMIT": [(state.tokens, ~state.unknown, is_pad) for state in commit],
-                 "tokens kept": latent_masking(*arguments, ~is_pad, count,
-                                                trained.config.decode_temperature)}
+    sequences = {name: list(decode(
+        model, prompt, torch.full_like(prompt, model.no_class), condition, is_pad,
+        generator=torch.Generator().manual_seed(0), **trained.config.decoding))
+        for name, decode in (("COMMIT", commit_decode), ("tokens kept", latent_masking))}
     shown = sorted({round(i * (count - 1) / 4) for i in range(5)})
     frames = [2, 6, 10, 14]
     with canvas(out / "steps.png", 5, len(shown), (3.1 * len(shown), 5.2), dpi=75) as axes:
         for row, (name, sequence) in enumerate(sequences.items()):
-            decided = torch.zeros_like(is_pad)
-            for step, (ids, next_decided, padding) in enumerate(sequence):
-                if step in shown:
-                    kinds = torch.where(decided, DECIDED, torch.where(padding, MASKED, GIVEN))
+            unknown = torch.ones_like(is_pad) if name == "COMMIT" else is_pad
+            for state in sequence:
+                if state.step in shown:
+                    kinds = torch.where(unknown, torch.where(is_pad, MASKED, GIVEN), DECIDED)
+                    kinds = kinds if name == "COMMIT" else kinds.masked_fill(~is_pad, GIVEN)
                     large = kinds.view(grid).repeat_interleave(8, 1).repeat_interleave(8, 2)
-                    decoded = tokenizer.decode(ids[clip].view(1, *grid))[0].clamp(0, 1)
-                    above, below = axes[2 * row:2 * row + 2, shown.index(step)]
+                    decoded = tokenizer.decode(state.tokens[clip].view(1, *grid))[0].clamp(0, 1)
+                    above, below = axes[2 * row:2 * row + 2, shown.index(state.step)]
                     above.imshow(strip(cells(large)), interpolation="nearest")
                     below.imshow(strip(decoded[:, frames]))
-                    axes[0, shown.index(step)].set_title(f"step {step + 1} of {count}")
-                decided = next_decided[clip] & (is_pad | (name == "COMMIT"))
+                    axes[0, shown.index(state.step)].set_title(f"step {state.step + 1} of {count}")
+                unknown = state.unknown[clip]
             axes[2 * row, 0].set_ylabel(f"{name}\ninput", fontsize=9)
             axes[2 * row + 1, 0].set_ylabel("output", fontsize=9)
-            made = tokenizer.decode(sequence[-1][0].view(-1, *grid)).clamp(0, 1)
+            made = tokenizer.decode(sequence[-1].tokens.view(-1, *grid)).clamp(0, 1)
             right = (MovingShapes.recognize(made)[0] == label // 4).float().mean()
             print(f"  {task}, {name}: {-10 * (made - video).square().mean().log10():.1f} dB, "
                   f"the right shape in {right:.0%} of {len(video)} clips")

@@ -7,7 +7,7 @@ Shapes  two videos (1, 3, T, H, W) -> leaking_shares -> influence by distance, s
         tokenizer, discriminator, video -> gradient_norms -> {loss: {part: norm}}
         a film (1, 3, T, H, W) -> context_shares, seam_errors -> tokens changed, errors per step
 
-Read    leaking_shares and latent_masking (leaks); context_shares and seam_errors (windows);
+Read    leaking_shares (leaks); context_shares and seam_errors (windows);
         gradient_norms. figures.py draws them.
 
 Run:    python -m measure.influence     how far an untrained toy's token sees
@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from commit import make_condition, mask_ratio, num_masked, tokenize_condition
+from commit import make_condition, tokenize_condition
 from data.source import to_float
-from decode import gumbel_noise
 from discriminator import LeCam, discriminator_loss, generator_loss, r1_penalty
 from long_video import decode_long, encode_long
 from measure.metrics import frames_of, psnr
@@ -107,31 +106,6 @@ def seam_errors(tokenizer: nn.Module, video: Tensor, overlap: int, window: int =
     decoded = decode_long(tokenizer, tokens, overlap, video.shape[3:], video.shape[2])
     decoded = to_float(np.stack(list(decoded))[None])
     return (decoded.diff(dim=2) - video.diff(dim=2)).abs().mean(dim=(0, 1, 3, 4))
-
-
-@torch.no_grad()
-def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition: Tensor,
-                   given: Tensor, count: int, temperature: float = 0.0
-                   ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Algorithm 1 with the condition's tokens (B, N) put in as known, where given (N,).
-
-    They never change. Returns per step: the best guess and what is decided after it, both (B, N),
-    and what was [MASK]'s place (N,).
-    """
-    generator, N = torch.Generator().manual_seed(0), int((~given).sum())
-    known, guess, states = given.expand_as(condition), condition.clone(), []
-    for t in range(count):
-        logits = model(torch.where(known, guess, model.mask_id), task, label).float()
-        sampled = (logits + gumbel_noise(logits.shape, generator)).argmax(-1)
-        guess = torch.where(known, guess, sampled)
-        sure = logits.log_softmax(-1).gather(-1, guess[..., None])[..., 0]
-        sure = sure + temperature * (1 - (t + 1) / count) * gumbel_noise(sure.shape, generator)
-        left = num_masked(mask_ratio(torch.tensor([(t + 1) / count])), N)
-        keep = len(given) - (int(left) if t < count - 1 else 0)
-        known = torch.zeros_like(known).scatter(
-            1, sure.masked_fill(known, torch.inf).topk(keep).indices, True)
-        states.append((guess, known, ~given))
-    return states
 
 
 def main() -> None:

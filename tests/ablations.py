@@ -135,11 +135,14 @@ def transformer(folder: Path, steps: int) -> None:
 
 def decoding(folder: Path, steps: int) -> None:
     run = load_run(TOY)
-    print("decoding steps   temperature   right shape   right direction, of 1,024")
-    for count, temperature in ((12, 4.5), (12, 1.5), (16, 1.5), (24, 1.5)):
-        numbers = measure_classes(run.tokenizer, run.transformer, 1024,
-                                  dict(steps=count, temperature=temperature))
-        print(f"{count:14} {temperature:13} {numbers['right_shape']:13.1%} "
+    print("decoding steps   temperature   order        right shape   right direction, of 1,024")
+    for count, temperature, order in ((12, 4.5, "confidence"), (12, 1.5, "confidence"),
+                                      (16, 1.5, "confidence"), (24, 1.5, "confidence"),
+                                      (16, 0.0, "confidence"), (16, 1.5, "random"),
+                                      (16, 1.5, "halton")):
+        numbers = measure_classes(run.tokenizer, run.transformer, 1024, dict(
+            steps=count, temperature=temperature, order=order))
+        print(f"{count:14} {temperature:13}   {order:10} {numbers['right_shape']:13.1%} "
               f"{numbers['right_direction']:17.1%}", flush=True)
 
 

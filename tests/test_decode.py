@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from commit import MT10, TASKS, mask_ratio, num_masked
-from decode import commit_decode, generate, guided_logits
+from decode import commit_decode, fixed_priority, generate, guided_logits, latent_masking
 from measure.report import class_number
 from tokenizer import TOKENIZERS, VideoTokenizer
 from transformer import TRANSFORMERS, MaskedTransformer
@@ -124,6 +124,79 @@ def test_guidance_is_one_formula_and_scale_0_is_none(model, inputs):
     blank = model(torch.full_like(condition, K), task, torch.full_like(label, 3))
     torch.testing.assert_close(guided_logits(model, *arguments, scale=1.5),
                                plain + 1.5 * (plain - blank))
+
+
+# ---------------------------------------------------------------------------------------------
+# Known tokens (latent masking), and other orders than the confidence's
+
+def test_known_tokens_never_change_and_are_not_counted(model, inputs, generator):
+    """Table 5's latent masking: they are read in every step, and N in line 6 is the others."""
+    task, label, condition, is_pad = inputs
+    unknown = int(is_pad.sum())
+    states = list(latent_masking(model, *inputs, steps=5, generator=generator))
+    assert all((state.tokens == condition)[:, ~is_pad].all() for state in states)
+    assert all((state.inputs == condition)[:, ~is_pad].all() for state in states)
+    assert (states[0].inputs[:, is_pad] == K).all()
+    for t, state in enumerate(states[:-1]):
+        wanted = num_masked(mask_ratio(torch.tensor([(t + 1) / 5], dtype=torch.float64)), unknown)
+        assert (state.unknown.sum(1) == wanted).all() and not state.unknown[:, ~is_pad].any()
+
+
+def test_each_sequence_may_know_tokens_of_its_own(model, inputs, generator):
+    task, label, condition, _ = inputs
+    known = torch.rand(2, N, generator=generator) < torch.tensor([[0.2], [0.7]])
+    states = list(commit_decode(model, task, label, condition, torch.ones(N, dtype=torch.bool),
+                                known=known, steps=4, generator=generator))
+    wanted = num_masked(mask_ratio(torch.tensor([0.25], dtype=torch.float64)), (~known).sum(1))
+    assert torch.equal(states[0].unknown.sum(1), wanted)
+    assert (states[-1].tokens == condition)[known].all()
+
+
+def test_a_sequence_of_known_tokens_has_nothing_to_decode(model, inputs):
+    known = torch.ones(2, N, dtype=torch.bool)
+    with pytest.raises(ValueError, match="every token of a sequence is known"):
+        list(commit_decode(model, *inputs, known=known))
+
+
+@pytest.mark.parametrize("order", ["random", "halton"])
+def test_another_order_changes_which_tokens_stay_and_nothing_else(model, inputs, order):
+    def decoded(order):
+        return list(commit_decode(model, *inputs, steps=6, order=order, grid=(2, 3, 4),
+                                  generator=torch.Generator().manual_seed(0)))
+    by_confidence, other = decoded("confidence"), decoded(order)
+    assert [s.unknown.sum().item() for s in by_confidence] == [
+        s.unknown.sum().item() for s in other]
+    assert not torch.equal(by_confidence[0].unknown, other[0].unknown)
+    for before, after in zip(other, other[1:]):
+        assert (before.tokens == after.tokens)[~before.unknown].all()
+
+
+def test_haltons_order_is_that_of_its_points(inputs):
+    """Digits of the number, behind the point, in bases 5, 3 and 2, by plain Python."""
+    def behind_the_point(number, base):
+        value, unit = 0.0, 1.0
+        while number:
+            unit /= base
+            number, digit = divmod(number, base)
+            value += digit * unit
+        return value
+
+    grid, visited = (2, 3, 4), []
+    for number in range(1, 1000):
+        cell = tuple(int(length * behind_the_point(number, base) + 1e-9)
+                     for length, base in zip(grid, (5, 3, 2)))
+        if cell not in visited:
+            visited.append(cell)
+    priority = fixed_priority("halton", torch.zeros(1, N), grid, None)[0].view(grid)
+    assert len(visited) == N
+    assert [int(-priority[cell]) for cell in visited] == list(range(N))
+
+
+def test_orders_that_cannot_be_are_refused(model, inputs):
+    with pytest.raises(ValueError, match="order 'spiral' is unknown; choose confidence, random"):
+        list(commit_decode(model, *inputs, order="spiral"))
+    with pytest.raises(ValueError, match=r"needs the grid \(t, h, w\) of the 24 tokens, got None"):
+        list(commit_decode(model, *inputs, order="halton"))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import math
 from dataclasses import replace
 from typing import Any, Callable
@@ -36,6 +37,9 @@ from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 # Another network is one line here: its configuration's type, and its class.
 TOKENIZER_TYPES: dict[type, type[nn.Module]] = {TokenizerConfig: VideoTokenizer}
 TRANSFORMER_TYPES: dict[type, type[nn.Module]] = {TransformerConfig: MaskedTransformer}
+# Rooms that add to these when they are imported, by the types that a checkpoint may name.
+ADDED_BY = {"PrefixConfig": "comparisons.baselines", "WindowConfig": "comparisons.baselines",
+            "AutoregressiveConfig": "comparisons.autoregressive"}
 
 
 def build_tokenizer(config, image: bool = False) -> nn.Module:
@@ -190,9 +194,11 @@ def from_plain(values: dict, kind: type | None = None):
     A field that came later has its default. What a run's settings have too much is left out; what
     a network's have too much is refused: it could not be the same network.
     """
+    name = values.get("type") or kind.__name__
+    if name in ADDED_BY:
+        importlib.import_module(ADDED_BY[name])
     types = [TrainConfig, DataConfig, DiscriminatorConfig, *TOKENIZER_TYPES, *TRANSFORMER_TYPES]
     by_name = {each.__name__: each for each in types}
-    name = values.get("type") or kind.__name__
     if name not in by_name:
         raise ValueError(f"a checkpoint has a configuration of type {name}; known are "
                          f"{', '.join(by_name)}: see training/build.py")

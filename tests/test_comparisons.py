@@ -1,0 +1,514 @@
+"""comparisons/: what the paper compares with, and the tables."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from commit import MT8, commit_loss
+from comparisons import arms, tables
+from comparisons.arms import ARMS, aligned, arm_config, train_arm
+from comparisons.autoregressive import (AutoregressiveConfig, AutoregressiveTransformer,
+                                        CausalAttention, autoregressive_decode,
+                                        autoregressive_step, likely)
+from comparisons.baselines import (PrefixConfig, PrefixModel, PrefixTransformer, WindowAttention,
+                                   WindowConfig, WindowTransformer, align_prefix, given_tokens,
+                                   prefix_step)
+from data.clips import DataConfig
+from data.moving_shapes import MovingShapes
+from data.source import load_batch
+from decode import commit_decode, generate, gumbel_noise
+from evaluate import evaluate_protocol
+from measure.report import measurable_tasks, report
+from steps import TokenBatch, Trainee, transformer_step
+from tokenizer import TOKENIZERS, ImageTokenizer, VideoTokenizer
+from train import train
+from training.checkpoint import load_run
+from training.presets import PRESETS
+from transformer import MaskedTransformer, TransformerConfig
+
+SIZES = dict(num_layers=2, hidden_size=32, num_heads=2, mlp_size=64, codebook_size=11,
+             num_classes=3, num_tokens=12)
+SMALL = replace(PRESETS["toy"], tokenizer_steps=2, transformer_steps=2, transformer_batch=4,
+                token_pool=4, save_every=1)
+SHAPES = DataConfig(dataset="shapes")
+
+
+def network(kind, config):
+    """With weights far enough from 0 that everything that can matter does."""
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def batch(generator):
+    """Two sequences of 12 tokens, the first five of them given."""
+    tokens, condition = torch.randint(11, (2, 2, 12), generator=generator)
+    return TokenBatch("FP", tokens, condition, torch.arange(12) >= 5, torch.tensor([0, 3]),
+                      torch.rand(2, 12, generator=generator), torch.tensor([0.3, 0.7]))
+
+
+# ---------------------------------------------------------------------------------------------
+# Table 5: the prefix condition, the parts of Eq. (4)
+
+def test_a_prefix_model_with_an_empty_prefix_is_plain_masked_modelling(batch):
+    prefix = network(PrefixTransformer, PrefixConfig(**SIZES))
+    plain = network(MaskedTransformer, TransformerConfig(**SIZES))
+    task, everywhere = torch.tensor([1, 1]), torch.ones(12, dtype=torch.bool)
+    assert torch.equal(prefix(batch.tokens, task, batch.label),
+                       plain(batch.tokens, task, batch.label))
+    ours, theirs = (list(decode(model, task, batch.label, batch.condition_tokens, everywhere,
+                                steps=4, generator=torch.Generator().manual_seed(0)))
+                    for decode, model in ((prefix.decode, prefix), (commit_decode, plain)))
+    assert torch.equal(ours[-1].tokens, theirs[-1].tokens)
+    whole = batch._replace(is_pad=everywhere)
+    for step, model in ((prefix_step, prefix), (transformer_step, plain)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step(Trainee(dict(transformer=model), dict(transformer=optimizer)), whole, SMALL)
+    for ours, theirs in zip(prefix.parameters(), plain.parameters()):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_prefix_is_read_and_a_shorter_one_stands_next_to_the_sequence(batch):
+    model = network(PrefixTransformer, PrefixConfig(**SIZES, prefix_length=7))
+    task = torch.tensor([1, 1])
+
+    def logits(prefix):
+        return PrefixModel(model, prefix)(batch.tokens, task, batch.label)
+
+    given = batch.condition_tokens[:, :5]
+    other = given.clone()
+    other[:, 2] = (other[:, 2] + 1) % 11
+    assert logits(given).shape == (2, 12, 11)
+    assert not torch.equal(logits(given), logits(other))
+    padded = torch.cat([torch.full((2, 2), model.mask_id), given], dim=1)
+    assert torch.equal(logits(given), logits(padded))
+    with pytest.raises(ValueError, match="20 tokens for a sequence of 12 and a prefix of at most"):
+        logits(batch.condition_tokens[:, :8])
+
+
+def test_a_prefix_step_learns_from_the_whole_sequence_and_from_no_prefix(batch):
+    """Eq. (2) has two cases left, and the loss two parts: nothing is to be refined."""
+    model = network(PrefixTransformer, PrefixConfig(**SIZES, prefix_length=5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainee = Trainee(dict(transformer=model), dict(transformer=optimizer))
+    terms = prefix_step(trainee, batch, SMALL)
+    assert terms["refine"] == 0 and terms["mask"] > 0 and terms["reconstruct"] > 0
+    assert terms["loss"] == pytest.approx((terms["mask"] + terms["reconstruct"]).item())
+    with pytest.raises(ValueError, match="accumulate is 2; a prefix model takes a batch at once"):
+        prefix_step(trainee, batch, replace(SMALL, accumulate=2))
+
+
+def test_a_place_in_the_prefix_starts_as_the_place_it_stands_for():
+    model = network(PrefixTransformer, PrefixConfig(**SIZES, prefix_length=3))
+    given = torch.zeros(12, dtype=torch.bool)
+    given[[1, 4, 10]] = True
+    align_prefix(model, given)
+    places = model.position_embedding.weight
+    assert torch.equal(places[-15:-12], places[-12:][given])
+
+
+@pytest.mark.parametrize("task, count", [("FP", 256), ("FI", 512), ("OPC", 256), ("OPV", 512),
+                                         ("OPH", 512), ("OPD", 640), ("IPC", 768), ("IPD", 832)])
+def test_a_prefix_is_as_long_as_ispad_says(task, count):
+    """Of 4 x 16 x 16 tokens. The paper's 1,024 to 1,792 has at most 768: see the differences."""
+    assert given_tokens(task, (16, 128, 128), (4, 16, 16)).sum() == count
+
+
+@pytest.mark.parametrize("part, name", enumerate(("refine", "mask", "reconstruct")))
+def test_a_part_of_eq_4_that_weighs_nothing_moves_nothing(batch, part, name):
+    """Table 5's last rows: the gradient of its tokens' logits is zero, the others' is not."""
+    logits = torch.randn(2, 12, 11, requires_grad=True)
+    weights = [float(each != part) for each in range(3)]
+    cutoff = torch.tensor([0.5, 0.5])
+    commit_loss(logits, batch.tokens, batch.is_pad, batch.scores, cutoff, 0.0,
+                weights).total.backward()
+    masked = batch.scores <= 0.5
+    tokens = dict(refine=masked & ~batch.is_pad, mask=masked & batch.is_pad, reconstruct=~masked)
+    moved = logits.grad.abs().sum(-1) > 0
+    assert tokens[name].any() and not moved[tokens[name]].any()
+    assert moved[~tokens[name]].all()
+
+
+# ---------------------------------------------------------------------------------------------
+# Table 6: attention in windows
+
+def windows(grid, sizes, layers=1):
+    return network(WindowTransformer, WindowConfig(**SIZES | dict(
+        num_layers=layers, num_tokens=int(np.prod(grid))), grid=grid, windows=sizes))
+
+
+def seen(model, place):
+    """Which tokens' change changes the logits at a place, as the grid of booleans."""
+    torch.manual_seed(0)
+    N = model.config.num_tokens
+    tokens, zero = torch.randint(11, (1, N)), torch.zeros(N, dtype=torch.long)
+    others = tokens.repeat(N, 1)
+    others[range(N), range(N)] = (others[range(N), range(N)] + 1) % 11
+    changed = model(others, zero, zero)[:, place] != model(tokens, zero[:1], zero[:1])[:, place]
+    return changed.any(-1).view(model.config.grid)
+
+
+def test_a_window_sees_nothing_outside_of_it():
+    grid = (2, 4, 4)
+    for window in ((1, 4, 4), (2, 2, 2)):
+        inside = torch.zeros(grid, dtype=torch.bool)
+        inside[1:, 2:, 2:] = window == (2, 2, 2)
+        inside[0, 2:, 2:] |= window == (2, 2, 2)
+        inside[1] |= window == (1, 4, 4)
+        assert torch.equal(seen(windows(grid, (window,)), 31), inside)
+
+
+def test_two_blocks_of_different_windows_see_all_together():
+    model = windows((2, 4, 4), ((1, 4, 4), (2, 2, 2)), layers=2)
+    assert seen(model, 31).all()
+    assert [block.attention.window for block in model.blocks] == [(1, 4, 4), (2, 2, 2)]
+
+
+def test_prompt_and_class_reach_every_window_and_carry_nothing_between_them():
+    model = windows((2, 4, 4), ((1, 4, 4), (1, 2, 2)), layers=2)
+    tokens, zero = torch.randint(11, (1, 32)), torch.zeros(1, dtype=torch.long)
+    for other in ((zero + 1, zero), (zero, zero + 1)):
+        assert (model(tokens, *other) != model(tokens, zero, zero)).any(-1).all()
+    assert not seen(model, 31)[0].any()                 # nothing of the other frame, by any way
+
+
+def test_one_window_of_the_whole_grid_is_plain_attention():
+    """But for prompt and class, which see only themselves: in one block no token notices."""
+    window = windows((2, 4, 4), ((2, 4, 4),))
+    plain = network(MaskedTransformer, TransformerConfig(**SIZES | dict(num_layers=1,
+                                                                        num_tokens=32)))
+    tokens, zero = torch.randint(11, (2, 32)), torch.zeros(2, dtype=torch.long)
+    torch.testing.assert_close(window(tokens, zero, zero), plain(tokens, zero, zero))
+    assert isinstance(window.blocks[0].attention, WindowAttention)
+
+
+def test_windows_that_do_not_tile_the_grid_are_refused():
+    with pytest.raises(ValueError, match=r"windows of \(1, 3, 3\) do not tile the grid"):
+        WindowConfig(grid=(2, 4, 4), windows=((1, 3, 3),))
+
+
+def test_maskvit_keeps_the_first_frames_tokens(generator):
+    model = windows((2, 4, 4), ((1, 4, 4), (2, 2, 2)), layers=2)
+    zero, condition = torch.zeros(1, dtype=torch.long), torch.randint(11, (1, 32))
+    is_pad = torch.arange(32) >= 16
+    states = list(model.decode(model, zero, zero, condition, is_pad, steps=18,
+                               generator=generator))
+    assert all((state.tokens == condition)[:, ~is_pad].all() for state in states)
+
+
+# ---------------------------------------------------------------------------------------------
+# Table 6, Fig. 5: the autoregressive model
+
+@pytest.fixture
+def gpt():
+    return network(AutoregressiveTransformer, AutoregressiveConfig(**SIZES, prefix_length=7))
+
+
+def write(model, batch, seed=0, **options):
+    (state,) = autoregressive_decode(
+        model, torch.tensor([1, 1]), batch.label, batch.condition_tokens, batch.is_pad,
+        generator=torch.Generator().manual_seed(seed), **options)
+    return state.tokens
+
+
+@pytest.mark.parametrize("options", [{}, dict(softness=0.5), dict(top_k=3), dict(top_p=0.6)])
+def test_the_cache_gives_the_same_tokens_as_no_cache(gpt, batch, options):
+    """Token for token, for a prefix shorter than there is room for."""
+    tokens = write(gpt, batch, **options)
+    assert torch.equal(tokens, write(gpt, batch, cached=False, **options))
+    assert not torch.equal(tokens, write(gpt, batch, seed=1, **options))
+
+
+def test_each_token_is_drawn_from_the_logits_that_training_gives_it(gpt, batch):
+    """The oracle: the forward pass of training on the finished sequence, and the same noise."""
+    tokens, noise = write(gpt, batch), torch.Generator().manual_seed(0)
+    sequence = torch.cat([batch.condition_tokens[:, ~batch.is_pad], tokens], dim=1)
+    logits = gpt(sequence, torch.tensor([1, 1]), batch.label)
+    for place in range(12):
+        drawn = (logits[:, place] + gumbel_noise((2, 11), noise)).argmax(-1)
+        assert torch.equal(tokens[:, place], drawn)
+
+
+def test_after_the_condition_one_query_is_sent_a_step(gpt, batch, monkeypatch):
+    queries, attend = [], CausalAttention.attend
+    monkeypatch.setattr(CausalAttention, "attend", lambda self, query, key, value: (
+        queries.append((query.shape[2], key.shape[2])) or attend(self, query, key, value)))
+    write(gpt, batch)
+    # prompt, class, room for seven, start; then a token at a time, in each of two blocks
+    assert queries == [(10, 10)] * 2 + [(1, 1)] * 2 * 11
+
+
+def test_no_token_is_told_by_itself_or_by_those_behind_it(gpt, batch):
+    sequence = torch.cat([batch.condition_tokens[:, :5], batch.tokens], dim=1)
+    task = torch.tensor([1, 1])
+    logits = gpt(sequence, task, batch.label)
+    for place in (0, 4, 11):
+        other = sequence.clone()
+        other[:, 5 + place] = (other[:, 5 + place] + 1) % 11
+        changed = (gpt(other, task, batch.label) != logits).any(-1)
+        assert not changed[:, :place + 1].any() and changed[:, place + 1:].all()
+    other = sequence.clone()
+    other[:, 0] = (other[:, 0] + 1) % 11
+    assert (gpt(other, task, batch.label) != logits).any(-1).all()       # the condition tells all
+
+
+def test_its_step_is_the_cross_entropy_of_all_tokens_in_parts_or_at_once(gpt, batch):
+    sequence = torch.cat([batch.condition_tokens[:, :5], batch.tokens], dim=1)
+    logits = gpt(sequence, torch.tensor([1, 1]), batch.label)
+    wanted = -logits.log_softmax(-1).gather(-1, batch.tokens[..., None]).mean()
+    optimizer = torch.optim.SGD(gpt.parameters(), lr=0.0)
+    for accumulate in (1, 2):
+        terms = autoregressive_step(
+            Trainee(dict(transformer=gpt), dict(transformer=optimizer)), batch,
+            replace(SMALL, accumulate=accumulate, label_smoothing=0.0, precision="float32"))
+        assert terms["loss"].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_unlikely_codes_are_left_out():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert likely(logits, top_k=2).isfinite().tolist() == [[True, True, False, False]]
+    assert likely(logits, top_p=0.9).isfinite().tolist() == [[True, True, True, False]]
+    assert likely(logits, top_p=0.4).isfinite().tolist() == [[True, False, False, False]]
+    assert torch.equal(likely(logits), logits)
+    shuffled = likely(logits[:, [3, 1, 0, 2]], top_p=0.7)
+    assert shuffled.isfinite().tolist() == [[False, True, True, False]]
+
+
+# ---------------------------------------------------------------------------------------------
+# Arms: each trains, stops, goes on, and is used as any other run
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    """A folder with a tokenizer.pt and an image.pt."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    shutil.copy(ROOT / "assets/toy/tokenizer.pt", folder)
+    train(SMALL, SHAPES, folder, stage="image", draw=False)
+    return folder
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_of_the_paper_fits_its_clips(name):
+    """At full size, on BAIR: the sequences of Tables 5 and 6."""
+    kind = ImageTokenizer if ARMS[name].image else VideoTokenizer
+    with torch.device("meta"):
+        config = arm_config(name, PRESETS["bair-B"], kind(TOKENIZERS["B-64px"])).transformer
+    prefix = {"fp-prefix": 64, "autoregressive": 64, "mt-prefix": 208}.get(name, 0)
+    assert config.sequence_length == 2 + prefix + (1024 if ARMS[name].image else 256)
+    if name == "maskvit":
+        assert config.windows == ((1, 8, 8), (16, 4, 4))         # a frame; 4x4 of all frames
+
+
+@pytest.mark.parametrize("name", ["mt-prefix", "autoregressive", "maskvit", "mt-one-prompt"])
+def test_an_arm_that_was_stopped_goes_on_to_the_same_weights(name, tokenizers, tmp_path,
+                                                              monkeypatch):
+    whole = train_arm(name, SMALL, SHAPES, tmp_path / "whole", tokenizers)
+    step = ARMS[name].step
+
+    def stopping(*arguments):
+        terms = step(*arguments)
+        os.kill(os.getpid(), 15)                   # what a cluster sends: the step is finished
+        return terms
+
+    monkeypatch.setitem(ARMS, name, replace(ARMS[name], step=stopping))
+    assert train_arm(name, SMALL, SHAPES, tmp_path / "parts", tokenizers) is None
+    monkeypatch.undo()
+    parts = train_arm(name, SMALL, SHAPES, tmp_path / "parts", tokenizers)
+    for ours, theirs in zip(parts.transformer.parameters(), whole.transformer.parameters()):
+        assert torch.equal(ours, theirs)
+    written = (tmp_path / "parts/transformer.pt").stat().st_mtime_ns
+    train_arm(name, SMALL, SHAPES, tmp_path / "parts", tokenizers)      # finished: nothing is done
+    assert (tmp_path / "parts/transformer.pt").stat().st_mtime_ns == written
+
+
+def test_who_does_not_know_the_arms_can_use_their_runs(tokenizers, tmp_path):
+    """decode.py imports no comparison; the checkpoint names its network's type."""
+    train_arm("autoregressive", SMALL, SHAPES, tmp_path / "run", tokenizers)
+    done = subprocess.run(
+        [sys.executable, "decode.py", str(tmp_path / "run"), "--task", "FP", "--out",
+         str(tmp_path / "out.png"), "--samples", "1"], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_the_command_trains_an_arm_and_names_those_there_are(tokenizers, tmp_path, monkeypatch,
+                                                             capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(PRESETS, "toy", SMALL)
+    monkeypatch.setattr(sys, "argv", ["arms.py", "fp-mask", str(tokenizers), "toy", "--out",
+                                      str(tmp_path / "run")])
+    arms.main()
+    assert load_run(tmp_path / "run").config.loss_weights == (0.0, 1.0, 0.0)
+    sys.argv[1] = "gpt"
+    with pytest.raises(SystemExit, match="arm 'gpt' is unknown; choose from unc fp mt"):
+        arms.main()
+    sys.argv[1:] = []
+    arms.main()
+    shown = capsys.readouterr().out
+    assert all(f"| {name}: {arm.title}" in shown for name, arm in ARMS.items())
+
+
+# ---------------------------------------------------------------------------------------------
+# Table 4: models of one task, and generation without classes
+
+@pytest.fixture(scope="module")
+def classless(tmp_path_factory):
+    """A run of unconditional generation on clips without classes, as train.py leaves it."""
+    class Nameless(MovingShapes):
+        class_names = []
+
+        def clip(self, index, random=None):
+            return super().clip(index, random)[0], -1
+
+        @property
+        def held_out(self):
+            return Nameless("test")
+
+    folder = tmp_path_factory.mktemp("classless")
+    shutil.copy(ROOT / "assets/toy/tokenizer.pt", folder)
+    train(replace(SMALL, tasks=("CG",)), Nameless(), folder, stage="transformer", draw=False)
+    return folder, Nameless
+
+
+def test_generation_without_classes_is_unconditional_everywhere(classless, monkeypatch, capsys):
+    """Trained on CG alone where there are no classes: decoding, report and protocol do CG."""
+    folder, source = classless
+    run = load_run(folder)
+    video = generate(run.tokenizer, run.transformer, torch.zeros(2, 3, 16, 32, 32), "CG", steps=2)
+    assert video.shape == (2, 3, 16, 32, 32)
+    assert "CG" in measurable_tasks(run) and "CFP" not in measurable_tasks(run)
+    numbers = report(folder, clips=2, source=source("test"))
+    assert "CG" in numbers["tasks"] and "class_conditional_generation" not in numbers
+    outcome = evaluate_protocol(folder, "own", source("test"), weights=None, metrics=["psnr"],
+                                samples=4, tasks=["CG"], decoding=dict(steps=2))
+    assert "PSNR*" in outcome["results"]["CG"] or "PSNR" in outcome["results"]["CG"]
+    with pytest.raises(ValueError, match="CFP needs classes, and this model was trained without"):
+        generate(run.tokenizer, run.transformer, torch.zeros(1, 3, 16, 32, 32), "CFP")
+
+
+def test_a_model_of_one_task_does_the_others_under_its_own_prompt(tokenizers, tmp_path):
+    """FP by Algorithm 1; UNC by latent masking, which is Table 5's row and Table 6's MaskGIT."""
+    fp, unc, mt = (train_arm(name, SMALL, SHAPES, tmp_path / name, tokenizers)
+                   for name in ("fp", "unc", "mt"))
+    label = torch.tensor([3])
+    assert fp.how("OPC") == dict(prompt="FP") and mt.how("OPC") == {}
+    assert unc.how("OPC")["prompt"] == "CG" and unc.how("OPC")["decode"].__name__ == (
+        "latent_masking")
+    assert "decode" not in unc.how("CG")
+    assert unc.how("CG", label)["label"].tolist() == [unc.transformer.no_class]
+    video = torch.rand(1, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    made = [generate(run.tokenizer, run.transformer, video, "OPC", steps=2,
+                     generator=torch.Generator().manual_seed(0), **how)
+            for run, how in ((fp, fp.how("OPC")), (fp, {}), (fp, dict(prompt="OPC")))]
+    assert not torch.equal(made[0], made[1]) and torch.equal(made[1], made[2])
+
+
+def test_the_presets_of_table_4_differ_in_tasks_alone():
+    for data, row in (("bair", "bair-unc"), ("ssv2", "ssv2-unc"), ("ssv2", "ssv2-fp")):
+        one, other = asdict(PRESETS[f"{data}-B"]), asdict(PRESETS[f"{row}-B"])
+        differ = {name for name in one if one[name] != other[name]}
+        assert differ <= {"tasks", "class_dropout", "decode_schedule", "decode_temperature"}
+    assert PRESETS["bair-unc-B"].tasks == PRESETS["ssv2-unc-B"].tasks == ("CG",)
+    assert PRESETS["ssv2-unc-B"].class_dropout == 1.0
+    assert PRESETS["bair-unc-L"].transformer_epochs == 800
+    assert PRESETS["ssv2-fp-B"].transformer_epochs == 720
+
+
+# ---------------------------------------------------------------------------------------------
+# The tables
+
+@pytest.mark.parametrize("task", MT8)
+def test_the_real_clips_are_right_in_every_task_and_others_are_not(task):
+    video, label = tables.held_out()
+    valid = tables.make_condition(video, task)[1]
+
+    def share(made):
+        return tables.right(made, video, label, valid, task).float().mean().item()
+
+    assert share(video) == 1 and share(torch.full_like(video, 0.5)) == 0
+    backwards = share(video.flip(2))
+    assert backwards == (1 if task == "FP" else pytest.approx(backwards))
+    if task == "FI":
+        assert backwards == 0                          # both ends are given: one direction is right
+
+
+def test_flicker_is_what_still_pixels_do():
+    video = torch.zeros(1, 3, 4, 2, 2)
+    video[:, :, 2:, 0] = 1.0                            # the upper row moves once
+    decoded = video.clone()
+    decoded[:, :, 0, 1] = 0.5                           # the lower row should stand still
+    # 2 rows x 3 steps, less the upper row's one: of 5 pairs, one moves by half of 255
+    assert tables.flicker(decoded, video) == pytest.approx(255 * 0.5 / 5)
+    assert tables.flicker(video, video) == 0
+
+
+@pytest.mark.parametrize("table", tables.TABLES)
+def test_a_table_is_one_command_and_goes_on_where_it_was(table, tokenizers, tmp_path, monkeypatch,
+                                                         capsys):
+    """Two steps and two clips: the rows are there, and a second call trains nothing again."""
+    clips = load_batch(MovingShapes("test"), 0, 2, 0, augment=False)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(tables, "held_out", lambda: clips)
+    monkeypatch.setitem(PRESETS, "toy", SMALL)
+    if table == "fig5":
+        small = tables.fig_5
+        monkeypatch.setitem(tables.TABLES, "fig5", lambda laptop: small(
+            laptop, size="toy", resolutions=(32, 64), batches=(1,), most_tokens=256))
+    if table == "7":
+        whole = tables.table_7
+        monkeypatch.setitem(tables.TABLES, "7", lambda laptop: whole(laptop, inflated_steps=2))
+    monkeypatch.setattr(sys, "argv", ["tables.py", table, "--steps", "2", "--out", str(tmp_path)])
+    tables.main()
+    folder, name = tmp_path / "seed-0", f"table{table}" if table.isdigit() else table
+    text = (folder / f"{name}.txt").read_text()
+    assert text in capsys.readouterr().out and text.count("| ") > 20
+    assert len(json.loads((folder / f"{name}.json").read_text())) >= 3
+    if table == "fig5":
+        assert text.count("left out") == 5          # MaskViT's 1,024 tokens; the line saying so
+        return
+    assert "control:" in text
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+    tables.main()
+    assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+
+
+def test_the_answers_own_tokens_are_an_oracle(tokenizers, tmp_path):
+    run = train_arm("unc", SMALL, SHAPES, tmp_path / "unc", tokenizers)
+    honest, oracle = (tables.measure(run, "OPD", **how) for how in (
+        {}, dict(decode=tables.with_real_tokens(run))))
+    assert oracle["given"] > honest["given"]
+
+
+def test_rows_of_real_runs_are_what_evaluate_measured(tmp_path):
+    run = tmp_path / "bair-mt"
+    run.mkdir()
+    for stage in ("tokenizer", "transformer"):
+        shutil.copy(ROOT / f"assets/toy/{stage}.pt", run)
+    with pytest.raises(FileNotFoundError, match=r"has no evaluation-\*.json; measure it first"):
+        tables.from_runs([str(run)])
+    for protocol, tasks, star in (("bair", ["FP"], ""), ("bair-debiased", MT8, "*")):
+        (run / f"evaluation-{protocol}.json").write_text(json.dumps(dict(
+            protocol=protocol, decoding=dict(steps=12), results={
+                task: {f"FVD{star}": dict(mean=10.0 * number), "PSNR": dict(mean=3.0)}
+                for number, task in enumerate(tasks, 1)})))
+    header, _, debiased, plain, *rest = tables.from_runs([str(run)]).splitlines()
+    assert header.split("|")[2:5] == [" parameters ", " sequence ", " steps "]
+    row = [cell.strip() for cell in debiased.split("|")[1:-1]]
+    assert row == ["bair-mt, bair-debiased", "0M + 1M", "66", "12",
+                   *(f"{10 * n}.0*" for n in range(1, 9)), "45.0*"]
+    assert [cell.strip() for cell in plain.split("|")[1:-1]][4:6] == ["10.0", ""]
+
+
+def test_tables_are_markdown():
+    assert aligned([("what", "PSNR"), ("ours", 26), ("a longer name", "1.5")]).splitlines() == [
+        "| what          | PSNR |", "| :------------ | ---: |",
+        "| ours          |   26 |", "| a longer name |  1.5 |"]
