@@ -134,10 +134,10 @@ def fixed_priority(order: str, scores: Tensor, grid: tuple[int, int, int] | None
         raise ValueError(f"order 'halton' needs the grid (t, h, w) of the {N} tokens, got {grid}")
     place, point = 0, torch.arange(1, 64 * N)
     for length, base in zip(grid, (5, 3, 2)):
-        fraction, digits = torch.zeros(len(point), dtype=torch.float64), point
-        for power in range(1, 40):                   # the digits of the number, behind the point
-            fraction, digits = fraction + digits % base / base ** power, digits // base
-        place = place * length + (fraction * length).long()
+        turned, rest, scale = 0, point, 1          # turned / scale: the digits behind the point
+        while scale <= len(point):
+            turned, rest, scale = turned * base + rest % base, rest // base, scale * base
+        place = place * length + length * turned // scale
     first = torch.full((N,), len(point)).scatter_reduce(0, place, point, "amin")
     return -first.argsort(stable=True).argsort().to(scores).expand_as(scores)
 
