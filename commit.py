@@ -281,23 +281,6 @@ def make_condition(video: Tensor, task: str, condition_frames: int = 1) -> tuple
     return TASKS[task].padding(video, valid), valid
 
 
-def refuse_leak(task: str, shape: tuple[int, int, int], condition_frames: int = 1) -> None:
-    """ValueError where a task's padding lets hidden pixels through: it would train happily.
-
-    Two clips that are equal where the task gives pixels must have the same condition.
-    """
-    generator = torch.Generator().manual_seed(0)
-    one, other = torch.rand(2, 1, 3, *shape, generator=generator)
-    try:
-        condition, valid = make_condition(one, task, condition_frames)
-    except (IndexError, RuntimeError) as error:
-        raise ValueError(f"the padding of {task} does not go with its region: {error}") from None
-    changed = make_condition(torch.where(valid, one, other), task, condition_frames)[0]
-    if not torch.equal(condition, changed):
-        raise ValueError(f"the padding of {task} ({TASKS[task].padding.__name__}) depends on pixels"
-                         " that its region does not give: the model would be shown the answer")
-
-
 def is_padding(valid: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
     """ispad: valid (T, H, W) -> (t, h, w) bool, True where the supervoxel is only padding."""
     t, h, w = latent_shape

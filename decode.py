@@ -212,8 +212,6 @@ def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition_toke
                          known=~is_pad, **decoding)
 
 
-# ---------------------------------------------------------------------------------------------
-
 def print_steps(num_tokens: int = 1024, steps: int = 12) -> None:
     """The masked counts of line 6 for the three schedules of App. B.3."""
     print(f"ceil(gamma((t+1)/K) N), the tokens still masked after each step; N = {num_tokens}")

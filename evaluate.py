@@ -41,8 +41,8 @@ from data.clips import DataConfig
 from data.source import ClipSource, digest
 from measure.features import (METRICS, Rows, checkpoint_stamps, load_clips, measure_videos,
                               open_judges, open_real, rows_on_disk, run_labels, sample_videos,
-                              start_evaluation)
-from measure.numbers import entry, print_numbers, print_tasks, score
+                              start_evaluation, trained_on)
+from measure.numbers import entry, print_abilities, print_numbers, print_tasks, print_trials, score
 from measure.protocols import (PROTOCOLS, Clip, Protocol, decoding_in_words, deviations,
                                measured_size, real_clips, to_measure)
 from measure.report import measurable_tasks, report
@@ -140,14 +140,6 @@ def open_job(folder: Path, name: str, data: DataConfig | ClipSource | None, requ
     return Job(run, protocol, source, judges, request, size, settings, processes)
 
 
-def trained_on(run: Run, data: DataConfig | ClipSource | None) -> bool:
-    """Whether the real videos are those that the run has learned from, as far as can be seen."""
-    if data is None:
-        return not run.data.has_held_out and not run.data.dataset.startswith("object")
-    return isinstance(data, DataConfig) and bool(data.root) and (
-        (data.resolved().root, data.resolved().split) == (run.data.root, run.data.split))
-
-
 def real_rows(job: Job, clips: list[Clip]) -> Tensor:
     """I3D's logits of real clips, (n, 400)."""
     def compute(part: list[Clip], first: int) -> Rows:
@@ -190,31 +182,10 @@ def conclude(job: Job, name: str, distinct: int, results: dict) -> dict:
     print_numbers(f"protocol {name} ({protocol.source})\n"
                   f"real: {protocol.rule}; {distinct:,} clips, {len(job.source):,} videos\n"
                   f"decoding: {decoding_in_words(request.decoding)}", results)
-    for task, entries in results.items():
-        if task in TASKS and protocol.best_of > 1 and {"psnr", "ssim"} & {*request.metrics}:
-            trials = request.samples / protocol.folds / distinct
-            print(f"{task}: PSNR and SSIM are of the best of {max(1, trials):.3g} "
-                  f"trials; wanted {protocol.best_of}")
-        if "codes" in entries:
-            print(f"{task}: {entries['codes']['used']} of {entries['codes']['of']} codes used")
+    print_trials(results, protocol, request.samples / protocol.folds / distinct)
     print_tasks(results)
     print(f"wrote {path}")
     return outcome
-
-
-def print_abilities(directory: str) -> None:
-    """Without a run: which protocol could give which number with the weights at hand."""
-    names = {}
-    for metric, title in METRICS.items():
-        try:
-            judges = open_judges([metric], directory, torch.device("cpu"))
-            names[metric] = entry(metric, (0.0, 0.0), 0, 1, judges, [])[0]
-        except (FileNotFoundError, ValueError) as error:
-            names[metric] = f"({title})"
-            print(f"({title}) {str(error).split('; or leave')[0]}")
-    print(f"\n{'protocol':14} numbers; in brackets: no weights; *: nothing vouches for them")
-    for name, row in PROTOCOLS.items():
-        print(f"{name:14} {' '.join(names[metric] for metric in row.metrics)}")
 
 
 def main() -> None:

@@ -18,17 +18,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
 
 from commit import (TASKS, commit_mask, cutoff_score, is_padding, make_condition, mask_ratio,
                     num_masked, task_index, tokenize_condition)
 from data.moving_shapes import MovingShapes
-from data.source import NO_LABEL, ClipSource, to_float
-from decode import commit_decode, latent_masking
+from data.source import NO_LABEL, all_clips, to_float
+from decode import commit_decode, generate, latent_masking
 from discriminator import DISCRIMINATORS, Discriminator3d
 from long_video import extend, generate_with, outpaint
 from measure.influence import context_shares, gradient_norms, leaking_shares, seam_errors
@@ -37,16 +35,10 @@ from measure.report import draw_losses, draw_samples, measurable_tasks
 from pictures import (DECIDED, GIVEN, MASKED, PADDED, WRONG, canvas, cells, draw_curves,
                       draw_ids, strip, write_grid)
 from tokenizer import TOKENIZERS, VideoTokenizer
-from training.checkpoint import Run, load_run
+from training.checkpoint import load_run
 
 TOY, ASSETS = Path("assets/toy"), Path("assets")
 CLIP = 23                       # the held-out clip that most figures show
-
-
-def all_clips(source: ClipSource) -> tuple[Tensor, Tensor]:
-    """video (clips, 3, T, H, W) in [0, 1] and label (clips,), in the order of the source."""
-    clips, labels = zip(*(source.clip(index, None) for index in range(len(source))))
-    return to_float(np.stack(clips)), torch.tensor(labels)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -159,12 +151,16 @@ def leak(run: Path = TOY, out: Path = ASSETS, samples: int = 4) -> None:
     print(f"  one token: {1 - influence[0]:.0%} of what moves it lies outside of its own pixels\n"
           "  OPC, tokens of the given region that change with pixels that are not given: "
           f"unmasked {shares[0]:.0%}, COMMIT {shares[1]:.0%}")
-    honest, is_pad = tokenize_condition(trained.tokenizer, video, "FP")
-    made, right = {}, []
-    for name, condition in (("real tokens", trained.tokenizer.encode(video).flatten(1)),
-                            ("COMMIT", honest)):
-        made[name] = torch.cat([decode_tokens(trained, condition, is_pad, "FP", seed)
-                                for seed in range(samples)])
+    real_tokens, made, right = trained.tokenizer.encode(video).flatten(1), {}, []
+
+    def leaked(model, task, label, condition_tokens, is_pad, **decoding):
+        return commit_decode(model, task, label, real_tokens, is_pad, **decoding)
+
+    for name, decode in (("real tokens", leaked), ("COMMIT", commit_decode)):
+        made[name] = torch.cat([generate(
+            trained.tokenizer, trained.transformer, video, "FP", decode=decode,
+            generator=torch.Generator().manual_seed(seed), **trained.config.decoding)
+            for seed in range(samples)])
         direction = MovingShapes.recognize(made[name])[1]
         right.append((direction == label.repeat(samples) % 4).float().mean().item())
         print(f"  FP from {name}: the real clip's direction in {right[-1]:.0%} of "
@@ -194,19 +190,6 @@ def leak(run: Path = TOY, out: Path = ASSETS, samples: int = 4) -> None:
             axis.set(title=title, ylim=(0, 1), yticks=[])
             for place, value in enumerate(values):
                 axis.text(place, value + 0.02, f"{value:.0%}", ha="center", fontsize=12)
-
-
-def decode_tokens(run: Run, condition_tokens: Tensor, is_pad: Tensor, task: str,
-                  seed: int) -> Tensor:
-    """Algorithm 1 from given condition tokens (B, N) -> videos in [0, 1]."""
-    B = len(condition_tokens)
-    prompt = torch.full((B,), task_index(task, run.transformer.prompts))
-    for state in commit_decode(run.transformer, prompt, torch.full((B,), run.transformer.no_class),
-                               condition_tokens, is_pad, **run.config.decoding,
-                               generator=torch.Generator().manual_seed(seed)):
-        pass
-    grid = run.tokenizer.latent_shape(*run.config.clip_shape)
-    return run.tokenizer.decode(state.tokens.view(B, *grid)).clamp(0, 1)
 
 
 # ---------------------------------------------------------------------------------------------

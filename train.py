@@ -56,9 +56,8 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
     data: where videos are, or any ClipSource. stage: "tokenizer", "transformer", "all" of both, or
     "image", the 2D ancestor. on_step(stage, step, terms) is called after every step, in the first
     process; what it returns is logged. tokens(step) stands in for tokenizing clips in stage 2.
-    draw: end with pictures and numbers. prepare(stage) may change a stage before it begins: its
-    step, its batches, its fresh weights. Raises ValueError where settings cannot work together,
-    before anything is trained.
+    draw: end with pictures and numbers. prepare(stage) may change a stage before it begins.
+    Raises ValueError where settings cannot work together, before anything is trained.
     """
     run = Path(run)
     run.mkdir(parents=True, exist_ok=True)

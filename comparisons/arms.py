@@ -6,10 +6,8 @@ Shapes  a preset's TrainConfig, an Arm -> TrainConfig, the step of stage 2 -> a 
 
 Read    ARMS, the rows of the tables; then train_arm, and Laptop, which trains them on the toy.
 
-What is equal in all arms of a preset: seed, clips, batches, steps, sizes. The run of an arm is
+Seed, clips, batches, steps and sizes are equal in all arms of a preset. The run of an arm is
 evaluated as any other (evaluate.py), and decodes in its own way.
-
-Not here: what is measured (tables.py), the networks (baselines.py, autoregressive.py).
 
 Run:    python -m comparisons.arms                               the arms, and what each differs in
         python -m comparisons.arms autoregressive RUN bair-B --data DIR --out runs/bair-ar
@@ -71,8 +69,7 @@ ARMS = {
     "mt-prefix": Arm("Prefix condition", _mt, PrefixConfig, prefix_step),
     "autoregressive": Arm("Autoregressive", _fp, AutoregressiveConfig, autoregressive_step),
     "maskgit-2d": Arm("MaskGIT, 2D-VQ", _unc, image=True),
-    "maskvit": Arm("MaskViT's windows, 2D-VQ", dict(**_fp, decode_steps=18), WindowConfig,
-                   image=True),
+    "maskvit": Arm("MaskViT, 2D-VQ", dict(**_fp, decode_steps=18), WindowConfig, image=True),
 }
 
 
@@ -124,9 +121,6 @@ def train_arm(name: str, preset: TrainConfig, data: DataConfig | ClipSource, run
     return load_run(run, processes.device) if finished else None
 
 
-# ---------------------------------------------------------------------------------------------
-# On the toy, for the tables
-
 @dataclass(frozen=True)
 class Laptop:
     """Where the arms of a table lie, and how long each is trained on drawn clips."""
@@ -135,10 +129,13 @@ class Laptop:
     steps: int = 4000                                     # of stage 2
     seed: int = 0
 
-    def arm(self, name: str, tokenizer: Path = TOY) -> Run:
+    def arm(self, name: str) -> Run:
         """The run of an arm, trained where it is not yet."""
         preset = replace(PRESETS["toy"], transformer_steps=self.steps, seed=self.seed)
-        run = train_arm(name, preset, DataConfig(dataset="shapes"), self.folder / name, tokenizer)
+        if ARMS[name].image:
+            self.tokenizer("image-8", "image", tokenizer_batch=16)
+        run = train_arm(name, preset, DataConfig(dataset="shapes"), self.folder / name,
+                        self.folder / "image-8" if ARMS[name].image else TOY)
         return run or sys.exit(STOPPED)
 
     def tokenizer(self, name: str, stage: str, **settings) -> nn.Module:

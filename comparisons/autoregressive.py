@@ -125,7 +125,7 @@ def autoregressive_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> 
 
 @torch.no_grad()
 def autoregressive_decode(model: AutoregressiveTransformer, task: Tensor, label: Tensor,
-                          condition_tokens: Tensor, is_pad: Tensor, *, softness: float = 1.0,
+                          condition_tokens: Tensor, is_pad: Tensor, *,
                           top_k: int = 0, top_p: float = 1.0, cached: bool = True,
                           generator: torch.Generator | None = None,
                           noise: Callable[[torch.Size], Tensor] | None = None,
@@ -133,8 +133,8 @@ def autoregressive_decode(model: AutoregressiveTransformer, task: Tensor, label:
     """One token after the other, in t, h, w raster order; one DecodeState, the last.
 
     Arguments as of commit_decode, for which it can stand in: the keywords of Algorithm 1 alone
-    (steps, schedule, temperature, grid, ...) mean nothing here. softness divides the logits; the
-    top_k surest codes, or those that together have probability top_p, may be drawn (0 and 1: all).
+    (steps, schedule, temperature, grid, ...) mean nothing here. Drawn are the top_k surest codes
+    alone (0: all), and of them those that together have probability top_p.
     cached False computes everything anew for each token: the same tokens, slowly.
     """
     if noise is None:
@@ -151,7 +151,7 @@ def autoregressive_decode(model: AutoregressiveTransformer, task: Tensor, label:
             place = 0
             for block in model.blocks:
                 block.attention.memory = Memory(config.sequence_length)
-        logits = likely(model.read(read[:, place:], place).float() / softness, top_k, top_p)
+        logits = likely(model.read(read[:, place:], place).float(), top_k, top_p)
         place = read.shape[1]
         chosen.append((logits + noise(logits.shape)).argmax(-1, keepdim=True))
         read = torch.cat([read, chosen[-1]], dim=1)

@@ -12,8 +12,6 @@ Read    PrefixModel and prefix_step: how a condition is put before the sequence.
 Latent masking needs no model of its own: it is decode.latent_masking, on a model of Eq. (1) alone.
 MaskGIT on 2D tokens is the same, on those of tokenizer.ImageTokenizer.
 
-Not here: the autoregressive model (autoregressive.py); what is trained on what (arms.py).
-
 Run:    python -m comparisons.baselines     what a prefix and a window see
 """
 from __future__ import annotations

@@ -12,7 +12,6 @@ from its pixels: no foreign network, and a percentage that means what it says. F
 data, `--runs` prints the same rows with the FVD that evaluate.py measured.
 
 Run:    python -m comparisons.tables 4                  trains, measures, prints; may be stopped
-        python -m comparisons.tables 5 --seed 1
         python -m comparisons.tables 4 --runs A B C     of runs that evaluate.py has measured
 """
 from __future__ import annotations
@@ -31,7 +30,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from commit import MT8, make_condition
-from comparisons.arms import ARMS, TOY, Laptop, aligned, claim, parameters
+from comparisons.arms import ARMS, Laptop, aligned, claim, parameters
 from comparisons.autoregressive import AutoregressiveConfig
 from comparisons.baselines import WindowConfig
 from data.moving_shapes import MovingShapes
@@ -60,9 +59,6 @@ PAPER = {
     "fig5": {"speed": ("frames/s at 128 pixels, V100", "time, against MAGVIT"), "MAGVIT": (37, 1),
              "autoregressive": ("", 60), "MaskViT's windows": ("", "4-16")}}
 
-
-# ---------------------------------------------------------------------------------------------
-# What is measured on drawn clips
 
 @torch.no_grad()
 def measure(run: Run, task: str, seed: int = 0, **how) -> dict[str, float]:
@@ -176,15 +172,13 @@ def table_5(laptop: Laptop) -> tuple[list[str], dict]:
 
 def table_6(laptop: Laptop) -> tuple[list[str], dict]:
     """Decoding methods, on frame prediction. Control: all tokens in one step."""
-    laptop.tokenizer("image-8", "image", tokenizer_batch=16)
     titles = {"maskgit-2d": "MaskGIT, 2D-VQ", "unc": "MaskGIT, 3D-VQ",
-              "maskvit": "MaskViT's windows, 2D-VQ", "autoregressive": "Autoregressive, 3D-VQ",
+              "maskvit": "MaskViT, 2D-VQ", "autoregressive": "Autoregressive, 3D-VQ",
               "fp": "MAGVIT, 3D-VQ", "one step": "MAGVIT in one step (control)"}
     results, rows = {}, [("", "parameters", "sequence", "steps", "right", "given", "paper")]
     for name, title in titles.items():
         how = dict(steps=1) if name == "one step" else {}
-        arm = "fp" if how else name
-        run = laptop.arm(arm, laptop.folder / "image-8" if ARMS[arm].image else TOY)
+        run = laptop.arm("fp" if how else name)
         row, size = measure(run, "FP", **how), run.transformer.config
         sizes = [parameters(run.tokenizer), parameters(run.transformer)]
         steps = size.num_tokens if name == "autoregressive" else (
@@ -258,15 +252,10 @@ def table_7(laptop: Laptop, inflated_steps: int = 300) -> tuple[list[str], dict]
     return [aligned(rows), "paper: FVD of reconstructing UCF-101",
             claim("3D is better than 2D at equal tokens",
                   psnr_of["3D, 4x8x8"] > psnr_of["2D, 16x16"]),
-            claim("3D flickers less than 2D at equal patches",
-                  results["3D, 4x8x8"]["flicker"] < results["2D, 8x8"]["flicker"]),
             claim("central, average, scratch, in this order", central > average > scratch),
             claim("control: frames that are held are worse",
                   psnr_of[held] < psnr_of["3D, 4x8x8"])], results
 
-
-# ---------------------------------------------------------------------------------------------
-# Fig. 5: speed
 
 def methods(size: str, resolution: int) -> dict[str, tuple[TransformerConfig, int, bool]]:
     """Fig. 5's and Table 6's: the transformer, the steps, whether on the 2D-VQ's tokens."""
@@ -308,9 +297,6 @@ def fig_5(laptop: Laptop | None = None, size: str = "B", resolutions: tuple[int,
             f"more than {most_tokens:,} tokens", "", aligned(rows)], dict(
                 where=where, size=size, rows=[dict(zip(rows[0], row)) for row in rows[1:]])
 
-
-# ---------------------------------------------------------------------------------------------
-# The same from runs on real data
 
 def paper(table: str) -> str:
     """The paper's own rows."""

@@ -100,6 +100,12 @@ def load_batch(source: ClipSource, step: int, batch_size: int, seed: int, rank: 
     return to_float(np.stack(clips)), torch.tensor(labels)
 
 
+def all_clips(source: ClipSource) -> tuple[Tensor, Tensor]:
+    """video (clips, 3, T, H, W) in [0, 1] and label (clips,), in the order of the source."""
+    clips, labels = zip(*(source.clip(index, None) for index in range(len(source))))
+    return to_float(np.stack(clips)), torch.tensor(labels)
+
+
 def to_float(clips: np.ndarray) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in [0, 1]."""
     return rearrange(torch.from_numpy(clips), "b t h w c -> b c t h w").float() / 255

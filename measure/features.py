@@ -124,6 +124,14 @@ def open_real(name: str, data: DataConfig | ClipSource | None, run: Run) -> Clip
     return run.held_out(run.folder / "videos-test.json")
 
 
+def trained_on(run: Run, data: DataConfig | ClipSource | None) -> bool:
+    """Whether the real videos are those that the run has learned from, as far as can be seen."""
+    if data is None:
+        return not run.data.has_held_out and not run.data.dataset.startswith("object")
+    return isinstance(data, DataConfig) and bool(data.root) and (
+        (data.resolved().root, data.resolved().split) == (run.data.root, run.data.split))
+
+
 def load_clips(source: ClipSource, clips: list[Clip], device: torch.device
                ) -> tuple[Tensor, Tensor]:
     """Real clips as (B, 3, T, H, W) in [0, 1] and their labels (B,)."""

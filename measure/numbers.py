@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from commit import TASKS
-from measure.features import JUDGES, METRICS, Rows
+from measure.features import JUDGES, METRICS, Rows, open_judges
 from measure.metrics import (best_of_trials, fvd, fvd_infinity, inception_score, over_folds)
+from measure.protocols import PROTOCOLS, Protocol
 
 
 def score(metrics: list[str], folds: int, real: Rows, fake: Rows, clips: Tensor | None = None,
@@ -86,6 +87,17 @@ def print_numbers(title: str, results: dict[str, dict[str, dict]]) -> None:
         print(f"  - {', '.join(names)}: {reason}")
 
 
+def print_trials(results: dict[str, dict[str, dict]], protocol: Protocol, trials: float) -> None:
+    """Of how many trials PSNR and SSIM are the best; how many codes a reconstruction used."""
+    for task, entries in results.items():
+        if task in TASKS and protocol.best_of > 1 and {"PSNR", "SSIM"} & {
+                name.strip("*") for name in entries}:
+            print(f"{task}: PSNR and SSIM are of the best of {max(1, trials):.3g} "
+                  f"trials; wanted {protocol.best_of}")
+        if "codes" in entries:
+            print(f"{task}: {entries['codes']['used']} of {entries['codes']['of']} codes used")
+
+
 def print_tasks(results: dict[str, dict[str, dict]]) -> None:
     """Table 4: the FVDs of several tasks side by side, and their average."""
     names = {name for entries in results.values() for name in entries if name.strip("*") == "FVD"}
@@ -95,6 +107,21 @@ def print_tasks(results: dict[str, dict[str, dict]]) -> None:
         means["average"] = sum(means.values()) / len(means)
         print("\n      " + "".join(f"{task:>9}" for task in means))
         print(f"{max(names):6}" + "".join(f"{value:9.1f}" for value in means.values()))
+
+
+def print_abilities(directory: str) -> None:
+    """Without a run: which protocol could give which number with the weights at hand."""
+    names = {}
+    for metric, title in METRICS.items():
+        try:
+            judges = open_judges([metric], directory, torch.device("cpu"))
+            names[metric] = entry(metric, (0.0, 0.0), 0, 1, judges, [])[0]
+        except (FileNotFoundError, ValueError) as error:
+            names[metric] = f"({title})"
+            print(f"({title}) {str(error).split('; or leave')[0]}")
+    print(f"\n{'protocol':14} numbers; in brackets: no weights; *: nothing vouches for them")
+    for name, row in PROTOCOLS.items():
+        print(f"{name:14} {' '.join(names[metric] for metric in row.metrics)}")
 
 
 def main() -> None:

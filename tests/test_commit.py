@@ -11,11 +11,11 @@ from einops import rearrange
 
 from commit import (MT8, MT10, TASKS, Task, commit_loss, commit_mask, cutoff_score, edge_padding,
                     interpolation, is_padding, make_condition, mask_ratio, moving_strip, nothing,
-                    num_masked, refuse_leak,
-                    task_index, token_cross_entropy, tokenize_condition, vertical_strip)
+                    num_masked, task_index, token_cross_entropy, tokenize_condition,
+                    vertical_strip)
 from tokenizer import TOKENIZERS, VideoTokenizer
 from training.build import transformer_config
-from training.presets import TrainConfig
+from training.presets import TrainConfig, refuse_leak
 from transformer import MaskedTransformer
 
 N, K, MASK = 24, 10, 99

@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 
-from commit import MT8, MT10, TASKS, mask_ratio, refuse_leak
+from commit import MT8, MT10, TASKS, make_condition, mask_ratio
 from discriminator import DISCRIMINATORS, DiscriminatorConfig
 from steps import MACHINE, STAGE_1, STAGE_2, Recipe, setting
 from tokenizer import TOKENIZERS, TokenizerConfig
@@ -148,6 +148,23 @@ class TrainConfig(Recipe):
             refuse_leak(task, (self.frames, 16, 16), self.condition_frames)
         if not self.tasks:
             raise ValueError("no tasks; name some of " + " ".join(TASKS))
+
+
+def refuse_leak(task: str, shape: tuple[int, int, int], condition_frames: int = 1) -> None:
+    """ValueError where a task's padding lets hidden pixels through: it would train happily.
+
+    Two clips that are equal where the task gives pixels must have the same condition.
+    """
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 1, 3, *shape, generator=generator)
+    try:
+        condition, valid = make_condition(one, task, condition_frames)
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"the padding of {task} does not go with its region: {error}") from None
+    changed = make_condition(torch.where(valid, one, other), task, condition_frames)[0]
+    if not torch.equal(condition, changed):
+        raise ValueError(f"the padding of {task} ({TASKS[task].padding.__name__}) depends on pixels"
+                         " that its region does not give: the model would be shown the answer")
 
 
 # Sec. 4.1, App. B.2, App. B.3: what differs between data sets. Frames, stride, learning rates and

@@ -52,7 +52,8 @@ class TokenSource:
         self.tasks = [task for task in config.tasks
                       if self.no_class or not TASKS[task].needs_classes]
         if processes.rank == 0 and len(self.tasks) < len(config.tasks):
-            print("no classes in the data: training without CFP; CG is unconditional", file=sys.stderr)
+            print("no classes in the data: training without CFP; CG is unconditional",
+                  file=sys.stderr)
         self.pool: dict[str, tuple[Tensor, Tensor]] = {}
         if config.token_pool:
             self._fill_pool()
