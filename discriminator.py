@@ -82,6 +82,8 @@ class Discriminator3d(nn.Module):
     Convolutions are padded with zeros whatever the tokenizer does (official).
     """
 
+    block_type = DiscriminatorBlock
+
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
         self.config = config
@@ -89,7 +91,7 @@ class Discriminator3d(nn.Module):
         self.conv_in = nn.Conv3d(3, config.base_channels, config.kernel,
                                  padding=tuple(k // 2 for k in config.kernel))
         self.blocks = nn.Sequential(*(
-            DiscriminatorBlock(channels_in, channels_out, config.kernel)
+            self.block_type(channels_in, channels_out, config.kernel)
             for channels_in, channels_out in zip([config.base_channels, *widths], widths)))
         self.conv_out = nn.Conv3d(widths[-1], widths[-1], config.kernel,
                                   padding=tuple(k // 2 for k in config.kernel))

@@ -10,9 +10,8 @@ Read    Request; evaluate_protocol, which is App. B.3 in one function.
 A number bears a star, in the table and in the JSON, where anything was not as in the paper:
 fewer samples, other videos, other weights. The reasons stand beside it.
 
-Not here, but in measure/: the mathematics (metrics.py), the protocols (protocols.py), how videos
-        become rows (features.py), rows numbers (numbers.py), what needs no foreign network
-        (report.py), two folders of videos (sets.py).
+Not here, but in measure/: the mathematics (metrics.py), protocols.py, how videos become rows
+        (features.py), rows numbers (numbers.py), report.py without judges, two folders (sets.py).
 
 Run:    python evaluate.py                            what can be measured with the weights here
         python evaluate.py RUN                        numbers and pictures of a run

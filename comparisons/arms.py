@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable
 
@@ -47,7 +47,7 @@ class Arm:
     """What a model of the tables has otherwise than the preset."""
 
     title: str
-    settings: dict = field(default_factory=dict)          # of TrainConfig
+    settings: dict                                        # of TrainConfig, where it differs
     kind: type[TransformerConfig] | None = None           # its own kind of transformer
     step: Callable = transformer_step
     image: bool = False                                   # on tokens of the 2D-VQ

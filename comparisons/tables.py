@@ -117,7 +117,8 @@ def with_real_tokens(run: Run) -> Callable:
 def table_4(laptop: Laptop) -> tuple[list[str], dict]:
     """Multi-task against single-task models. Control: given nothing, which is chance."""
     trained = ("unc", "fp", "mt", "mt-one-prompt")
-    results = {name: measure_tasks(laptop.arm(name)) for name in trained}
+    results = {name: measure_tasks(laptop.arm(name), **(
+        dict(prompt=ARMS[name].prompt) if ARMS[name].prompt else {})) for name in trained}
     results["nothing"] = measure_tasks(laptop.arm("unc"), decode=given_nothing)
     title = {name: ARMS[name].title for name in trained} | dict(
         nothing="UNC, given nothing (control)")

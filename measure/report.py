@@ -198,7 +198,8 @@ def draw_losses(log: Path, path: Path) -> None:
         if rows:
             steps = [step for step, _ in rows]
             panels.append((stage, "step", "dB" if names == ["psnr"] else "loss",
-                           {name: (steps, [row[name] for _, row in rows]) for name in names}))
+                           {name: (steps, [row[name] for _, row in rows]) for name in names
+                            if name in rows[0][1]}))
     draw_curves(path, panels)
 
 

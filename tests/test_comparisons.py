@@ -340,6 +340,8 @@ def test_who_does_not_know_the_arms_can_use_their_runs(tokenizers, tmp_path):
          str(tmp_path / "out.png"), "--samples", "1"], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.png").stat().st_size > 1000
+    numbers = report(tmp_path / "run", clips=1, samples=1)
+    assert set(numbers["tasks"]) == {"FP"} and (tmp_path / "run/loss.png").exists()
 
 
 def test_the_command_trains_an_arm_and_names_those_there_are(tokenizers, tmp_path, monkeypatch,
