@@ -97,10 +97,13 @@ def train_arm(name: str, preset: TrainConfig, data: DataConfig | ClipSource, run
     arm, run = ARMS[name], Path(run)
     if is_there(run / "transformer.pt") and load_checkpoint(run / "transformer.pt")["finished"]:
         return load_run(run, processes.device)
+    made = Path(tokenizer) / ("image.pt" if arm.image else "tokenizer.pt")
+    if not made.exists():
+        raise FileNotFoundError(f"no {made}; {name} needs one: python train.py PRESET --stage "
+                                f"{made.stem} --out {tokenizer}")
     run.mkdir(parents=True, exist_ok=True)
     if processes.rank == 0 and not (run / "tokenizer.pt").exists():
-        shutil.copy(Path(tokenizer) / ("image.pt" if arm.image else "tokenizer.pt"),
-                    run / "tokenizer.copying")
+        shutil.copy(made, run / "tokenizer.copying")
         (run / "tokenizer.copying").rename(run / "tokenizer.pt")
     if dist.is_initialized():
         dist.barrier()                               # the others read what the first has copied
@@ -178,6 +181,9 @@ def main() -> None:
                   start_processes())
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"arms.py: {error}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -344,6 +344,12 @@ def test_who_does_not_know_the_arms_can_use_their_runs(tokenizers, tmp_path):
     assert set(numbers["tasks"]) == {"FP"} and (tmp_path / "run/loss.png").exists()
 
 
+def test_an_arm_without_its_tokenizer_says_how_to_train_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="maskgit-2d needs one: python train.py PRESET"):
+        train_arm("maskgit-2d", SMALL, SHAPES, tmp_path / "run", ROOT / "assets/toy")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_trains_an_arm_and_names_those_there_are(tokenizers, tmp_path, monkeypatch,
                                                              capsys):
     monkeypatch.chdir(ROOT)
