@@ -39,7 +39,8 @@ TOKENIZER_TYPES: dict[type, type[nn.Module]] = {TokenizerConfig: VideoTokenizer}
 TRANSFORMER_TYPES: dict[type, type[nn.Module]] = {TransformerConfig: MaskedTransformer}
 # Rooms that add to these when they are imported, by the types that a checkpoint may name.
 ADDED_BY = {"PrefixConfig": "comparisons.baselines", "WindowConfig": "comparisons.baselines",
-            "AutoregressiveConfig": "comparisons.autoregressive"}
+            "AutoregressiveConfig": "comparisons.autoregressive",
+            "LookupFreeConfig": "magvit2.lookup_free", "CausalConfig": "magvit2.causal_tokenizer"}
 
 
 def build_tokenizer(config, image: bool = False) -> nn.Module:

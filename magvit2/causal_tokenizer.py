@@ -1,0 +1,264 @@
+"""The causal tokenizer: frame t moves nothing before it, and a picture is a video of one frame.
+
+Paper   MAGVIT-v2, App. A.1 and A.2, Fig. 7; layers as in google/praxis (official)
+
+Shapes  video (B, 3, 1 + 4k, H, W) -> Encoder -> latents (B, bits, 1 + k, H/8, W/8)
+          -> LookupFreeQuantizer -> tokens (B, t, h, w), signs (B, bits, t, h, w)
+          -> Decoder -> video (B, 3, 1 + 4k, H, W)
+
+Read    CausalConv, FrameNorm: what makes it causal. Then Encoder, Decoder, CausalTokenizer.
+
+What differs from the first paper's network (tokenizer.py): time is padded before and never after,
+by copies of the first frame; group norm is of each frame by itself; down-sampling is a strided
+convolution, up-sampling a convolution whose channels become places, of which the first frames
+are dropped; the decoder is told the codes again before each stage (AdaptiveNorm).
+
+Not here: the quantizer (lookup_free.py).
+
+Run:    python -m magvit2.causal_tokenizer   parameters, latents, and who sees whom
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from magvit2.lookup_free import LookupFreeQuantizer
+from tokenizer import VideoTokenizer
+from training.build import TOKENIZER_TYPES
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class CausalConfig:
+    """Sizes of a causal tokenizer. The defaults are the appendix's."""
+
+    base_channels: int = 128                                         # App. A.2
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)              # App. A.2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)      # official: in the deep stages
+    num_res_blocks: int = 4                                          # App. A.2; per stage, and mid
+    bits: int = 18                                                   # App. A.2: 2^18 codes
+    norm_groups: int = 32                                            # official
+    entropy_temperature: float = 0.01                                # official
+    epsilon: float = 0.0                                             # 1e-5 official: lookup_free.py
+    image: bool = False                                              # the 2D twin: kernels 1xhxw
+
+    @property
+    def codebook_size(self) -> int:
+        return 2 ** self.bits
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each stage, shallow first."""
+        return [self.base_channels * m for m in self.channel_multipliers]
+
+    @property
+    def strides(self) -> list[Triple]:
+        """(time, height, width) factor of each down-sampler, shallow first."""
+        return [(2 if temporal and not self.image else 1, 2, 2)
+                for temporal in self.temporal_downsample]
+
+
+CAUSAL_TOKENIZERS = {
+    "appendix": CausalConfig(),
+    "base": CausalConfig(base_channels=64, num_res_blocks=2),        # official name, 58 M
+    "toy": CausalConfig(base_channels=16, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1,
+                        bits=10, norm_groups=4),                     # ours
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Blocks
+
+class CausalConv(nn.Conv3d):
+    """A convolution that is filled up by the edge: in time only before, in space on both sides.
+
+    Output j of a kernel of 4 with stride 2 sees the frames 2j - 3 to 2j.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, config: CausalConfig, *,
+                 kernel: Triple = (3, 3, 3), stride: Triple = (1, 1, 1), bias: bool = True):
+        kernel = (1, *kernel[1:]) if config.image else kernel
+        super().__init__(channels_in, channels_out, kernel, stride, bias=bias)
+        # LeCun normal, truncated at two deviations, as in the first paper's code.
+        deviation = math.sqrt(1 / (channels_in * math.prod(kernel))) / 0.87962566
+        nn.init.trunc_normal_(self.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        if bias:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, h, w = self.kernel_size
+        sides = ((w - 1) // 2, w // 2, (h - 1) // 2, h // 2, t - 1, 0)
+        return super().forward(F.pad(x, sides, mode="replicate") if any(sides) else x)
+
+
+class FrameNorm(nn.GroupNorm):
+    """Group norm of each frame by itself: statistics over time would tell it the future."""
+
+    def __init__(self, channels: int, config: CausalConfig, affine: bool = True):
+        groups = channels // max(channels // config.norm_groups, 1)
+        super().__init__(groups, channels, eps=1e-6, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = super().forward(rearrange(x, "b c t h w -> (b t) c h w"))
+        return rearrange(frames, "(b t) c h w -> b c t h w", b=len(x))
+
+
+class ResidualBlock(nn.Module):
+    """Norm, Swish, convolution, twice; added to the input. Convolutions have no bias."""
+
+    def __init__(self, channels_in: int, channels_out: int, config: CausalConfig):
+        super().__init__()
+        self.main = nn.Sequential(
+            FrameNorm(channels_in, config), nn.SiLU(),
+            CausalConv(channels_in, channels_out, config, bias=False),
+            FrameNorm(channels_out, config), nn.SiLU(),
+            CausalConv(channels_out, channels_out, config, bias=False))
+        self.skip = (nn.Identity() if channels_in == channels_out else
+                     CausalConv(channels_in, channels_out, config, kernel=(1, 1, 1), bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.main(x)
+
+
+class AdaptiveNorm(nn.Module):
+    """Group norm whose scale and shift are linear in the codes, at each position."""
+
+    def __init__(self, channels: int, config: CausalConfig):
+        super().__init__()
+        self.norm = FrameNorm(channels, config, affine=False)
+        self.scale = CausalConv(config.bits, channels, config, kernel=(1, 1, 1))
+        self.shift = CausalConv(config.bits, channels, config, kernel=(1, 1, 1))
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        return self.norm(x) * (1 + self.scale(codes)) + self.shift(codes)
+
+
+class Upsample(nn.Module):
+    """A convolution to t * 4 times the channels, which become t x 2 x 2 places.
+
+    Of the t frames that the first one became, only the last is kept: 1 + k frames become 1 + t k.
+    """
+
+    def __init__(self, channels: int, stride: Triple, config: CausalConfig):
+        super().__init__()
+        self.stride = stride
+        self.conv = CausalConv(channels, channels * math.prod(stride), config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.stride
+        x = rearrange(self.conv(x), "n (a b c d) t h w -> n d (t a) (h b) (w c)", a=a, b=b, c=c)
+        return x[:, :, a - 1:]
+
+    def resize(self, codes: Tensor) -> Tensor:
+        """Codes repeated as this layer resizes what they describe."""
+        resized = F.interpolate(codes, scale_factor=tuple(map(float, self.stride)), mode="nearest")
+        return resized[:, :, self.stride[0] - 1:]
+
+
+# ---------------------------------------------------------------------------------------------
+# Networks
+
+class Encoder(nn.Sequential):
+    """video (B, 3, 1 + 4k, H, W) -> latents (B, bits, 1 + k, h, w)."""
+
+    def __init__(self, config: CausalConfig):
+        widths, layers = config.widths, [CausalConv(3, config.widths[0], config, bias=False)]
+        channels = widths[0]
+        for width, stride in zip(widths, [*config.strides, None]):
+            for _ in range(config.num_res_blocks):
+                layers.append(ResidualBlock(channels, width, config))
+                channels = width
+            if stride:
+                layers.append(CausalConv(width, width, config, kernel=(4, 4, 4), stride=stride))
+        layers += [ResidualBlock(channels, channels, config) for _ in range(config.num_res_blocks)]
+        super().__init__(*layers, FrameNorm(channels, config), nn.SiLU(),
+                         CausalConv(channels, config.bits, config, kernel=(1, 1, 1)))
+
+
+class Decoder(nn.Module):
+    """codes (B, bits, 1 + k, h, w) -> video (B, 3, 1 + 4k, H, W), linear."""
+
+    def __init__(self, config: CausalConfig):
+        super().__init__()
+        widths, blocks = config.widths, range(config.num_res_blocks)
+        channels = widths[-1]
+        self.first = nn.Sequential(CausalConv(config.bits, channels, config),
+                                   *(ResidualBlock(channels, channels, config) for _ in blocks))
+        self.stages = nn.ModuleList()
+        for width, stride in zip(reversed(widths), [*reversed(config.strides), None]):
+            self.stages.append(nn.ModuleDict(dict(
+                norm=AdaptiveNorm(channels, config),
+                blocks=nn.Sequential(*(ResidualBlock(channels if n == 0 else width, width, config)
+                                       for n in blocks)))))
+            if stride:
+                self.stages[-1]["up"] = Upsample(width, stride, config)
+            channels = width
+        self.last = nn.Sequential(FrameNorm(channels, config), nn.SiLU(),
+                                  CausalConv(channels, 3, config))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = self.first(codes)
+        for stage in self.stages:
+            x = stage["blocks"](stage["norm"](x, codes))
+            if "up" in stage:
+                x, codes = stage["up"](x), stage["up"].resize(codes)
+        return self.last(x)
+
+
+class CausalTokenizer(VideoTokenizer):
+    """MAGVIT-v2's tokenizer, with the methods of the first paper's."""
+
+    def __init__(self, config: CausalConfig):
+        nn.Module.__init__(self)
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = LookupFreeQuantizer(config.bits, config.entropy_temperature,
+                                             config.epsilon)
+        self.decoder = Decoder(config)
+
+    def latent_shape(self, T: int, H: int, W: int) -> Triple:
+        """(t, h, w) of a (T, H, W) video: T is 1 + a multiple. ValueError where it is not."""
+        factors = [math.prod(axis) for axis in zip(*self.config.strides)]
+        if T < 1 or (T - 1) % factors[0]:
+            raise ValueError(f"T={T} frames; this tokenizer needs 1 more than a multiple of "
+                             f"{factors[0]}: cut the video")
+        for name, size, factor in zip("HW", (H, W), factors[1:]):
+            if size % factor or size == 0:
+                raise ValueError(f"{name}={size} pixels; this tokenizer needs a multiple of "
+                                 f"{factor}: crop or resize the video")
+        return 1 + (T - 1) // factors[0], H // factors[1], W // factors[2]
+
+    def _run(self, network: nn.Module, x: Tensor) -> Tensor:
+        return network(x.contiguous(memory_format=torch.channels_last_3d))
+
+
+TOKENIZER_TYPES[CausalConfig] = CausalTokenizer
+
+
+def main() -> None:
+    print("size          parameters   17x128x128 ->")
+    for name, config in CAUSAL_TOKENIZERS.items():
+        with torch.device("meta"):
+            tokenizer = CausalTokenizer(config)
+        print(f"{name:9} {sum(p.numel() for p in tokenizer.parameters()):>14,}   "
+              + "x".join(map(str, tokenizer.latent_shape(17, 128, 128))))
+    torch.manual_seed(0)
+    tokenizer = CausalTokenizer(CAUSAL_TOKENIZERS["toy"]).eval()
+    video = torch.rand(1, 3, 17, 32, 32)
+    latents = tokenizer.latents(video)
+    print("a change in frame ... moves the latents")
+    for frame in (0, 1, 4, 5, 16):
+        other = video.clone()
+        other[:, :, frame] = 1 - other[:, :, frame]
+        moved = (tokenizer.latents(other) - latents).abs().amax((0, 1, 3, 4)) > 1e-5
+        print(f"{frame:22} {' '.join(str(n) for n in moved.nonzero().flatten().tolist())}")
+
+
+if __name__ == "__main__":
+    main()

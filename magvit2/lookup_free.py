@@ -1,0 +1,148 @@
+"""Lookup-free quantization: a token is the signs of its latent, so no codebook has to be learned.
+
+Paper   MAGVIT-v2, App. A.2 (weights, 2^18 codes); the layer is that of google/praxis (official)
+
+Shapes  latents (B, bits, t, h, w) -> their signs (B, bits, t, h, w), and tokens (B, t, h, w)
+        tokens -> lookup -> signs
+
+Read    LookupFreeQuantizer; then entropies, why 2^18 codes cost no more than 2 * 2^9.
+
+The codes are all corners of a cube, so the nearest one is found without a search, and a codebook
+of 2^18 costs nothing. What it needs is that they are used: the entropy loss wants each latent to be
+sure of its code, and all codes to be as frequent. Its distribution over codes, a softmax of
+2 z.c / temperature, is a product of one for each bit, p(+1) = sigmoid(4 z / temperature).
+
+Run:    python -m magvit2.lookup_free    ids of corners; the entropies by halves and by all codes
+"""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from tokenizer import Quantized, TokenizerConfig, VideoTokenizer, average_over_processes
+from training.build import TOKENIZER_TYPES
+
+OFFICIAL_EPSILON = 1e-5         # added to a probability in the logarithm; uniform is 2^-18 = 4e-6
+
+
+class LookupFreeQuantizer(nn.Module):
+    """Stands in for tokenizer.VectorQuantizer: D is the number of bits, K is 2^bits.
+
+    Bit i of a token is the sign of channel i, so channel 0 is its lowest bit; 0 counts as positive.
+    epsilon is added to the mean code's probabilities in the logarithm: 0 is exact, official is
+    1e-5, with which the entropy of uniform codes is 11.19 nats instead of 12.48 at 18 bits.
+    """
+
+    def __init__(self, bits: int, temperature: float = 0.01, epsilon: float = 0.0):
+        super().__init__()
+        if not 1 <= bits <= 62:
+            raise ValueError(f"{bits} bits; a token has 1 to 62, being a whole number of 64 bits")
+        self.bits, self.temperature, self.epsilon = bits, temperature, epsilon
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """tokens (B, t, h, w) -> codes (B, bits, t, h, w) of -1 and +1."""
+        places = torch.arange(self.bits, device=tokens.device)[:, None, None, None]
+        return ((tokens[:, None] >> places) & 1).float() * 2 - 1
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        """latents (B, bits, t, h, w) -> tokens (B, t, h, w): sum of 2^i [z_i >= 0]."""
+        weights = 2 ** torch.arange(self.bits, device=latents.device)
+        return torch.einsum("b d t h w, d -> b t h w", (latents >= 0).long(), weights)
+
+    def forward(self, latents: Tensor) -> Quantized:
+        latents = latents.float()
+        codes = torch.where(latents >= 0, 1.0, -1.0)
+        position, mean = entropies(latents, self.temperature, self.epsilon)
+        return Quantized(
+            embeddings=latents + (codes - latents).detach(),                 # straight-through
+            tokens=self.tokens(latents),
+            commitment_loss=F.mse_loss(latents, codes),
+            codebook_loss=latents.new_zeros(()),                     # there is no code to move
+            entropy_loss=position - mean)
+
+
+def entropies(latents: Tensor, temperature: float = 0.01, epsilon: float = 0.0
+              ) -> tuple[Tensor, Tensor]:
+    """Entropy of a position's code, the mean over positions; and entropy of the mean code; in nats.
+
+    latents (B, bits, t, h, w). Exact at any number of bits. Bits are independent at a position, so
+    its entropy is the sum of theirs. In the mean over positions they are not, so that takes the
+    mean distribution over all 2^bits codes. It is a sum over positions of outer products: of the
+    distribution of the low half of the bits, and of the high half. That is one product of two
+    matrices, (2^high, positions) x (positions, 2^low), and nothing of size positions x 2^bits.
+    With several processes the mean is over the positions of all.
+    """
+    with torch.autocast(latents.device.type, enabled=False):
+        logits = rearrange(latents.float(), "b d t h w -> (b t h w) d") * (4 / temperature)
+        probability = logits.sigmoid()
+        position = (F.softplus(logits) - logits * probability).sum(1).mean()
+        low, high = probability.chunk(2, dim=1) if logits.shape[1] > 1 else (
+            probability, probability[:, :0])
+        joint = corners(high).T @ corners(low) / len(logits)                 # (2^high, 2^low)
+        joint = average_over_processes(joint)
+        # Where a probability is 0, so is its part; the clamp keeps the gradient finite there.
+        mean = -(joint * (joint + epsilon).clamp_min(torch.finfo(joint.dtype).tiny).log()).sum()
+    return position, mean
+
+
+def corners(probability: Tensor) -> Tensor:
+    """Independent bits' probabilities of being set (N, d) -> that of each code (N, 2^d)."""
+    codes = probability.new_ones(len(probability), 1)
+    for one in probability.unbind(1):                    # each further bit is the highest so far
+        codes = torch.cat([codes * (1 - one)[:, None], codes * one[:, None]], dim=1)
+    return codes
+
+
+# ---------------------------------------------------------------------------------------------
+# Inside the first paper's network
+
+@dataclass(frozen=True)
+class LookupFreeConfig(TokenizerConfig):
+    """The first paper's network with signs for codes: `bits` says K = 2^bits and D = bits."""
+
+    bits: int = 10
+    epsilon: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "codebook_size", 2 ** self.bits)
+        object.__setattr__(self, "embedding_dim", self.bits)
+
+
+class LookupFreeTokenizer(VideoTokenizer):
+    """tokenizer.VideoTokenizer, quantized without a codebook."""
+
+    def __init__(self, config: LookupFreeConfig):
+        super().__init__(replace(config, codebook_size=1))         # its codebook is thrown away
+        self.config = config
+        self.quantizer = LookupFreeQuantizer(config.bits, config.entropy_temperature,
+                                             config.epsilon)
+
+
+TOKENIZER_TYPES[LookupFreeConfig] = LookupFreeTokenizer
+
+
+def main() -> None:
+    quantizer = LookupFreeQuantizer(3)
+    tokens = torch.arange(8).view(8, 1, 1, 1)
+    print("token   signs, channel 0 first")
+    for token, code in zip(range(8), quantizer.lookup(tokens)[:, :, 0, 0, 0].int().tolist()):
+        print(f"{token:5}   " + " ".join(f"{sign:+}" for sign in code))
+    latents = 0.01 * torch.randn(2, 10, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    codes = LookupFreeQuantizer(10).lookup(torch.arange(1024).view(-1, 1, 1, 1))[:, :, 0, 0, 0]
+    flat = rearrange(latents, "b d t h w -> (b t h w) d")
+    every = (2 * flat @ codes.T / 0.01).softmax(1)                           # (positions, 2^10)
+    naive = torch.special.entr(every).sum(1).mean(), torch.special.entr(every.mean(0)).sum()
+    begin = time.perf_counter()
+    halves = entropies(latents)
+    print(f"entropy of a position, of the mean: {halves[0]:.4f}, {halves[1]:.4f} nats by halves in "
+          f"{time.perf_counter() - begin:.3f} s; {naive[0]:.4f}, {naive[1]:.4f} over all codes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""magvit2/: the sequel's tokenizer, against google/praxis' arrays, oracles and by perturbation."""
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import official2
+import pytest
+import torch
+from conftest import ROOT
+from official import arrays_of, below, kernel, video
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from discriminator import DiscriminatorConfig, r1_penalty
+from magvit2.blur_discriminator import BlurDiscriminator3d, blur_pool
+from magvit2.causal_tokenizer import (CAUSAL_TOKENIZERS, AdaptiveNorm, CausalConfig, CausalConv,
+                                      CausalTokenizer, Decoder, Encoder, FrameNorm, ResidualBlock,
+                                      Upsample)
+from magvit2.lookup_free import (OFFICIAL_EPSILON, LookupFreeConfig, LookupFreeQuantizer,
+                                 LookupFreeTokenizer, corners, entropies)
+
+PRAXIS = ROOT.parent / "shared" / "golden2" / "praxis"
+ACTIVATIONS, GRADIENTS, LOSSES = 1e-5, 1e-4, 2e-6
+
+
+@pytest.fixture
+def praxis():
+    """praxis(name) -> the arrays of a file; skips where they are not on this machine."""
+    def load(name: str) -> dict:
+        if not (PRAXIS / f"{name}.npz").exists():
+            pytest.skip("google/praxis' arrays are not shipped; checked where ../shared/golden2 is")
+        return arrays_of(PRAXIS / f"{name}.npz")
+    return load
+
+
+# ---------------------------------------------------------------------------------------------
+# Lookup-free quantization
+
+def latents_of(array) -> torch.Tensor:
+    return video(array).clone().requires_grad_()
+
+
+@pytest.mark.parametrize("bits", [4, 10, 18])
+def test_signs_ids_and_their_straight_gradient_are_googles(praxis, bits, deviation):
+    arrays = below(praxis("lfq"), f"bits{bits}")
+    quantizer, latents = LookupFreeQuantizer(bits), latents_of(arrays["x"])
+    result = quantizer(latents)
+    assert np.array_equal(result.tokens.numpy(), arrays["ids_groups1"])
+    assert torch.equal(quantizer.tokens(latents), result.tokens)
+    assert torch.equal(quantizer.lookup(result.tokens), video(arrays["quantized"]))
+    deviation(result.embeddings, video(arrays["train_quantized"]), ACTIVATIONS)
+    (result.embeddings * video(arrays["cotangent"])).sum().backward()
+    deviation(latents.grad, video(arrays["grad_straight_through"]), ACTIVATIONS)
+    halves = arrays["ids_groups2"].astype(np.int64)                     # the low half first
+    assert np.array_equal(halves[..., 0] + (halves[..., 1] << math.ceil(bits / 2)),
+                          arrays["ids_groups1"])
+
+
+@pytest.mark.parametrize("bits", [4, 10, 18])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0])
+def test_commitment_and_entropy_are_googles_with_their_gradients(praxis, bits, temperature,
+                                                                 deviation):
+    arrays = below(praxis("lfq"), f"bits{bits}")
+    found = below(arrays, f"tau{temperature}")
+    for name, weigh in (("entropy", lambda r: 0.1 * r.entropy_loss),
+                        ("quantizer", lambda r: 0.25 * r.commitment_loss + 0.1 * r.entropy_loss)):
+        latents = latents_of(arrays["x"])
+        result = LookupFreeQuantizer(bits, temperature, OFFICIAL_EPSILON)(latents)
+        loss = weigh(result)
+        loss.backward()
+        deviation(loss, found[f"{name}_loss"], LOSSES, name)
+        theirs = found[f"grad_{name}_loss"]
+        deviation(latents.grad, video(theirs), GRADIENTS, name, scale=np.abs(theirs).max())
+    deviation(0.25 * result.commitment_loss, found["e_latent_loss"], LOSSES)
+    assert result.codebook_loss == 0
+
+
+@pytest.mark.parametrize("bits", [1, 5, 10])
+@pytest.mark.parametrize("epsilon", [0.0, OFFICIAL_EPSILON])
+def test_the_entropies_by_halves_are_those_over_all_codes(bits, epsilon, generator):
+    """The oracle: a softmax of 2 z.c / temperature over all corners of the cube, in float64."""
+    latents = (0.02 * torch.randn(2, bits, 2, 3, 3, generator=generator)).requires_grad_()
+    position, mean = entropies(latents, 0.05, epsilon)
+    slow = latents.detach().double().requires_grad_()
+    cube = 2.0 * (torch.arange(2 ** bits)[:, None] >> torch.arange(bits) & 1).double() - 1
+    probability = (2 * slow.movedim(1, -1).reshape(-1, bits) @ cube.T / 0.05).softmax(1)
+    each = torch.special.entr(probability).sum(1).mean()
+    average = probability.mean(0)
+    together = -(average * (average + epsilon).log()).sum()
+    torch.testing.assert_close(torch.stack([position, mean]).double(),
+                               torch.stack([each, together]), rtol=1e-5, atol=1e-6)
+    (position - 0.7 * mean).backward()
+    (each - 0.7 * together).backward()
+    torch.testing.assert_close(latents.grad.double(), slow.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_official_epsilon_hides_a_nat_of_uniform_codes():
+    """2^18 codes, all alike: 18 ln 2 = 12.48 nats; with 1e-5 in the logarithm 11.19."""
+    uniform = torch.zeros(1, 18, 1, 1, 1)
+    assert entropies(uniform)[1].item() == pytest.approx(18 * math.log(2), abs=1e-4)
+    assert entropies(uniform, epsilon=OFFICIAL_EPSILON)[1].item() == pytest.approx(11.19, abs=5e-3)
+
+
+def test_the_entropy_is_finite_where_every_bit_is_sure(generator):
+    latents = (5 + torch.randn(1, 18, 2, 4, 4, generator=generator)).requires_grad_()
+    position, mean = entropies(latents)
+    (position - mean).backward()
+    assert position == 0 and abs(mean) < 1e-4 and latents.grad.isfinite().all()
+
+
+def test_independent_bits_make_the_probabilities_of_all_codes(generator):
+    one = torch.rand(3, 4, generator=generator)
+    together = corners(one)
+    assert together.shape == (3, 16)
+    for code in range(16):
+        bits = torch.tensor([code >> i & 1 for i in range(4)])
+        torch.testing.assert_close(together[:, code], torch.where(bits == 1, one, 1 - one).prod(1))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most numbers in any tensor that is computed."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **keywords or {})
+        for each in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(each, torch.Tensor):
+                self.numbers = max(self.numbers, each.numel())
+        return result
+
+
+def test_2_to_the_18_codes_need_no_table_of_positions_and_codes():
+    """Forward and backward: at most 1,280 positions x 2^9 numbers, not x 2^18."""
+    latents = (0.02 * torch.randn(1, 18, 5, 16, 16)).requires_grad_()
+    with Largest() as largest:
+        position, mean = entropies(latents)
+        (position - mean).backward()
+    assert latents.grad.abs().sum() > 0
+    assert largest.numbers == 1280 * 2 ** 9
+
+
+@pytest.mark.parametrize("bits", [0, 63])
+def test_bits_that_no_token_holds_are_refused(bits):
+    with pytest.raises(ValueError, match=f"{bits} bits; a token has 1 to 62"):
+        LookupFreeQuantizer(bits)
+
+
+def test_the_first_papers_network_takes_signs_for_codes():
+    torch.manual_seed(0)
+    config = LookupFreeConfig(base_channels=8, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1,
+                              norm_groups=4, bits=7)
+    tokenizer = LookupFreeTokenizer(config)
+    assert tokenizer.codebook_size == 128 and config.embedding_dim == 7
+    clip = torch.rand(1, 3, 16, 32, 32)
+    output = tokenizer(clip)
+    assert output.tokens.max() < 128 and torch.equal(output.tokens, tokenizer.encode(clip))
+    (output.reconstruction.square().mean() + output.entropy_loss).backward()
+    assert all(p.grad is not None for p in tokenizer.parameters())
+    decoded = tokenizer.decode(output.tokens)
+    torch.testing.assert_close(decoded, output.reconstruction, atol=1e-4, rtol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------
+# The causal network
+
+def test_a_causal_convolution_is_googles_at_every_length(praxis, deviation):
+    arrays = praxis("causal_conv")
+    for name, case in json.loads(str(arrays["config_json"]))["cases"].items():
+        layer = CausalConv(case["cin"], case["cout"], CausalConfig(), bias=case["bias"],
+                           kernel=tuple(case["kernel"]), stride=tuple(case["stride"]))
+        official2.convolution(layer, below(arrays, f"{name}/params"))
+        for T in (1, 5, 9, 17):
+            found = below(arrays, f"{name}/T{T}")
+            deviation(layer(video(found["x"])), video(found["y"]), ACTIVATIONS, f"{name} {T}")
+
+
+def layer_of(name: str, found: dict, told: dict) -> nn.Module:
+    """The block of blocks.npz, with its parameters."""
+    config = CausalConfig(norm_groups=told.get("num_groups", 32), bits=told.get("emb_dim", 18))
+    params = below(found, "params")
+    if name.startswith("group_norm"):
+        layer = FrameNorm(told["dim"], config)
+        official2.group_norm(layer, params)
+        return layer
+    if name == "cond_norm":
+        return official2.fill(AdaptiveNorm(told["dim"], config), {
+            f"cond_norm_layers_0/{key}": value for key, value in params.items()}, "none")
+    return official2.fill(ResidualBlock(told["input_dim"], told["output_dim"], config), {
+        f"res_blocks_0/{key}": value for key, value in params.items()}, "none")
+
+
+@pytest.mark.parametrize("name", [
+    "group_norm_spatial", "group_norm_spatial_width_below_groups", "group_norm_spatial_32",
+    "group_norm_spatial_small_variance", "cond_norm", "res_block_same", "res_block_skip"])
+def test_a_block_is_googles_with_its_gradients(praxis, name, deviation):
+    arrays = praxis("blocks")
+    found = below(arrays, name)
+    layer = layer_of(name, found, json.loads(str(arrays["config_json"]))[name])
+    inputs = [latents_of(found[key]) for key in ("in0", "in1") if key in found]
+    out = layer(*inputs)
+    deviation(out, video(found["out"]), ACTIVATIONS)
+    (out * video(found["cotangent"])).sum().backward()
+    for number, x in enumerate(inputs):
+        theirs = found[f"grad_in{number}"]
+        deviation(x.grad, video(theirs), GRADIENTS, scale=np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_channels_become_places_in_googles_order(praxis, factor):
+    found = below(praxis("blocks"), f"depth_to_space_t{factor}")
+    up = Upsample(5, (factor, 2, 2), CausalConfig())
+    up.conv = nn.Identity()
+    assert torch.equal(up(video(found["in0"])), video(found["out"])[:, :, factor - 1:])
+
+
+@pytest.mark.parametrize("file", ["encoder_tiny", "encoder_g32"])
+@pytest.mark.parametrize("what", ["clip", "image"])
+def test_the_encoder_is_googles_and_so_is_every_token(praxis, file, what, deviation):
+    arrays = praxis(file)
+    encoder, found = official2.load_praxis_encoder(arrays), below(arrays, what)
+    with torch.no_grad():
+        latents = encoder(video(found["x"]))
+    deviation(latents, video(found["z"]), ACTIVATIONS)
+    tokens = LookupFreeQuantizer(latents.shape[1]).tokens(latents)
+    assert np.array_equal(tokens.numpy(), found["ids"])
+
+
+@pytest.mark.parametrize("file", ["decoder_tiny", "decoder_g32"])
+@pytest.mark.parametrize("what", ["clip", "image"])
+def test_the_decoder_is_googles(praxis, file, what, deviation):
+    arrays = praxis(file)
+    decoder, found = official2.load_praxis_decoder(arrays), below(arrays, what)
+    codes = LookupFreeQuantizer(found["quantized"].shape[-1]).lookup(
+        torch.from_numpy(found["ids"].astype(np.int64)))
+    with torch.no_grad():
+        deviation(decoder(codes), video(found["recon"]), ACTIVATIONS)
+
+
+def test_the_sizes_have_as_many_parameters_as_googles():
+    with torch.device("meta"):
+        for config, count in ((CAUSAL_TOKENIZERS["appendix"], 376_003_221),
+                              (CAUSAL_TOKENIZERS["base"], 57_813_333)):
+            tokenizer = CausalTokenizer(config)
+            assert sum(p.numel() for p in tokenizer.parameters()) == count
+        assert sum(p.numel() for p in CausalTokenizer(replace(
+            CAUSAL_TOKENIZERS["appendix"], image=True)).parameters()) == 113_053_845
+        assert sum(p.numel() for p in BlurDiscriminator3d(DiscriminatorConfig(
+            base_channels=128, resolution=(17, 128, 128))).parameters()) == 61_341_569
+
+
+@pytest.fixture(scope="module")
+def causal():
+    torch.manual_seed(0)
+    return CausalTokenizer(CAUSAL_TOKENIZERS["toy"]).eval()
+
+
+@torch.no_grad()
+def test_a_frame_moves_only_latents_at_and_after_its_own(causal, generator):
+    clip = torch.rand(1, 3, 17, 16, 16, generator=generator)
+    latents = causal.latents(clip)
+    assert latents.shape == (1, 10, 5, 2, 2) == (1, 10, *causal.latent_shape(17, 16, 16))
+    for frame in range(17):
+        other = clip.clone()
+        other[:, :, frame] = torch.rand(3, 16, 16, generator=generator)
+        moved = (causal.latents(other) - latents).abs().amax((0, 1, 3, 4)) > 0
+        assert moved.tolist() == [n >= math.ceil(frame / 4) for n in range(5)]
+
+
+@torch.no_grad()
+def test_a_token_moves_only_frames_at_and_after_its_own(causal, generator):
+    tokens = torch.randint(1024, (1, 5, 2, 2), generator=generator)
+    decoded = causal.decode(tokens)
+    assert decoded.shape == (1, 3, 17, 16, 16)
+    for place in range(5):
+        other = tokens.clone()
+        other[:, place] ^= 1
+        moved = (causal.decode(other) - decoded).abs().amax((0, 1, 3, 4)) > 0
+        assert moved.tolist() == [frame > 4 * (place - 1) for frame in range(17)]
+
+
+@torch.no_grad()
+def test_a_clips_first_latent_and_frame_are_its_pictures(causal, generator):
+    clip = torch.rand(1, 3, 9, 16, 16, generator=generator)
+    picture = causal.latents(clip[:, :, :1])
+    torch.testing.assert_close(picture, causal.latents(clip)[:, :, :1], atol=1e-5, rtol=1e-4)
+    tokens = causal.encode(clip)
+    torch.testing.assert_close(causal.decode(tokens[:, :1]), causal.decode(tokens)[:, :, :1],
+                               atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape, words", [
+    ((16, 16, 16), "T=16 frames; this tokenizer needs 1 more than a multiple of 4"),
+    ((17, 12, 16), "H=12 pixels; this tokenizer needs a multiple of 8")])
+def test_sizes_that_do_not_fit_are_refused(causal, shape, words):
+    with pytest.raises(ValueError, match=words):
+        causal.latents(torch.rand(1, 3, *shape))
+
+
+# ---------------------------------------------------------------------------------------------
+# The discriminator
+
+def test_blur_pooling_is_googles_at_odd_and_even_lengths(praxis, deviation):
+    arrays = praxis("blocks")
+    for size in ("5x8x7", "1x2x1", "4x6x1"):
+        found = below(arrays, f"blur_pool_f3_{size}")
+        deviation(blur_pool(video(found["in0"])), video(found["out"]), ACTIVATIONS, size)
+
+
+@pytest.mark.parametrize("file", ["disc_tiny", "disc_odd"])
+def test_the_discriminator_is_googles_and_so_is_r1(praxis, file, deviation):
+    arrays = praxis(file)
+    network = official2.load_praxis_discriminator(arrays)
+    real = latents_of(arrays["real"])
+    logits = network(real)
+    deviation(logits, arrays["logits_real"][:, 0], 1e-4)
+    deviation(network(video(arrays["fake"])), arrays["logits_fake"][:, 0], 1e-4)
+    penalty = 10 * r1_penalty(logits, real)
+    deviation(penalty, arrays["r1_penalty_cost10"], 1e-4)
+    penalty.backward()
+    gradient = network.conv_in.weight.grad
+    theirs = kernel(arrays["r1_grad/conv_first/w"])
+    deviation(gradient, theirs, 1e-3, scale=theirs.abs().max().item())
+
+
+def test_encoder_and_decoder_together_are_the_tokenizer(causal, generator):
+    clip = torch.rand(1, 3, 5, 16, 16, generator=generator)
+    assert isinstance(causal.encoder, Encoder) and isinstance(causal.decoder, Decoder)
+    output = causal(clip)
+    assert torch.equal(output.tokens, causal.encode(clip))
+    torch.testing.assert_close(output.reconstruction, causal.decode(output.tokens), atol=1e-5,
+                               rtol=1e-4)
