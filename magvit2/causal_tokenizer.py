@@ -6,7 +6,8 @@ Shapes  video (B, 3, 1 + 4k, H, W) -> Encoder -> latents (B, bits, 1 + k, H/8, W
           -> LookupFreeQuantizer -> tokens (B, t, h, w), signs (B, bits, t, h, w)
           -> Decoder -> video (B, 3, 1 + 4k, H, W)
 
-Read    CausalConv, FrameNorm: what makes it causal. Then Encoder, Decoder, CausalTokenizer.
+Read    CausalConv, FrameNorm: what makes it causal. Then Encoder, Decoder, CausalTokenizer,
+        inflate_last.
 
 What differs from the first paper's network (tokenizer.py): time is padded before and never after,
 by copies of the first frame; group norm is of each frame by itself; down-sampling is a strided
@@ -78,8 +79,12 @@ CAUSAL_TOKENIZERS = {
 class CausalConv(nn.Conv3d):
     """A convolution that is filled up by the edge: in time only before, in space on both sides.
 
-    Output j of a kernel of 4 with stride 2 sees the frames 2j - 3 to 2j.
+    Output j of a kernel of 4 with stride 2 sees the frames 2j - 3 to 2j. In a stream (streaming.py)
+    the frames that it still has to see stand before the next ones, in place of the filling.
     """
+
+    streaming = False
+    past: Tensor | None = None                  # (B, C, kernel - stride, H, W), filled up in space
 
     def __init__(self, channels_in: int, channels_out: int, config: CausalConfig, *,
                  kernel: Triple = (3, 3, 3), stride: Triple = (1, 1, 1), bias: bool = True):
@@ -93,8 +98,14 @@ class CausalConv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         t, h, w = self.kernel_size
-        sides = ((w - 1) // 2, w // 2, (h - 1) // 2, h // 2, t - 1, 0)
-        return super().forward(F.pad(x, sides, mode="replicate") if any(sides) else x)
+        before = t - 1 if self.past is None else 0
+        sides = ((w - 1) // 2, w // 2, (h - 1) // 2, h // 2, before, 0)
+        x = F.pad(x, sides, mode="replicate") if any(sides) else x
+        if self.past is not None:
+            x = torch.cat([self.past, x], dim=2)
+        if self.streaming:
+            self.past = x[:, :, x.shape[2] - (t - self.stride[0]):]
+        return super().forward(x)
 
 
 class FrameNorm(nn.GroupNorm):
@@ -140,7 +151,7 @@ class AdaptiveNorm(nn.Module):
 
 
 class Upsample(nn.Module):
-    """A convolution to t * 4 times the channels, which become t x 2 x 2 places.
+    """A convolution to t * 4 times the channels, which become t x 2 x 2 places; codes are repeated.
 
     Of the t frames that the first one became, only the last is kept: 1 + k frames become 1 + t k.
     """
@@ -150,15 +161,12 @@ class Upsample(nn.Module):
         self.stride = stride
         self.conv = CausalConv(channels, channels * math.prod(stride), config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         a, b, c = self.stride
+        dropped = a - 1 if self.conv.past is None else 0         # else the first frame has been
         x = rearrange(self.conv(x), "n (a b c d) t h w -> n d (t a) (h b) (w c)", a=a, b=b, c=c)
-        return x[:, :, a - 1:]
-
-    def resize(self, codes: Tensor) -> Tensor:
-        """Codes repeated as this layer resizes what they describe."""
-        resized = F.interpolate(codes, scale_factor=tuple(map(float, self.stride)), mode="nearest")
-        return resized[:, :, self.stride[0] - 1:]
+        codes = F.interpolate(codes, scale_factor=tuple(map(float, self.stride)), mode="nearest")
+        return x[:, :, dropped:], codes[:, :, dropped:]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -207,7 +215,7 @@ class Decoder(nn.Module):
         for stage in self.stages:
             x = stage["blocks"](stage["norm"](x, codes))
             if "up" in stage:
-                x, codes = stage["up"](x), stage["up"].resize(codes)
+                x, codes = stage["up"](x, codes)
         return self.last(x)
 
 
@@ -239,6 +247,30 @@ class CausalTokenizer(VideoTokenizer):
 
 
 TOKENIZER_TYPES[CausalConfig] = CausalTokenizer
+
+
+def inflate_last(image_state: dict[str, Tensor], video_network: nn.Module) -> nn.Module:
+    """Start a causal network from its 2D twin's parameters, in place (App. A.1).
+
+    A 2D kernel becomes the temporally last slice of a kernel of zeros, so that at first each frame
+    is alone; the channels of an up-sampling convolution are repeated for each frame it makes. Then
+    frames 0, 4, 8, ... pass as pictures do, and each is held over the three frames before it. A
+    central slice, as tokenizer.inflate has it, would delay by a frame in each layer.
+    """
+    inflated = {}
+    for name, target in video_network.state_dict().items():
+        if name not in image_state:
+            raise ValueError(f"{name} is missing in 2D: that network is not its twin")
+        source = image_state[name]
+        source = torch.cat([source] * max(len(target) // len(source), 1))
+        if source.ndim == 5:
+            source = F.pad(source, (0, 0, 0, 0, target.shape[2] - 1, 0))
+        if source.shape != target.shape:
+            raise ValueError(f"{name} is {tuple(target.shape)} in 3D and "
+                             f"{tuple(image_state[name].shape)} in 2D: give both the same sizes")
+        inflated[name] = source
+    video_network.load_state_dict(inflated)
+    return video_network
 
 
 def main() -> None:

@@ -16,9 +16,10 @@ from discriminator import DiscriminatorConfig, r1_penalty
 from magvit2.blur_discriminator import BlurDiscriminator3d, blur_pool
 from magvit2.causal_tokenizer import (CAUSAL_TOKENIZERS, AdaptiveNorm, CausalConfig, CausalConv,
                                       CausalTokenizer, Decoder, Encoder, FrameNorm, ResidualBlock,
-                                      Upsample)
+                                      Upsample, inflate_last)
 from magvit2.lookup_free import (OFFICIAL_EPSILON, LookupFreeConfig, LookupFreeQuantizer,
                                  LookupFreeTokenizer, corners, entropies)
+from magvit2.streaming import decode_stream, encode_stream
 
 PRAXIS = ROOT.parent / "shared" / "golden2" / "praxis"
 ACTIVATIONS, GRADIENTS, LOSSES = 1e-5, 1e-4, 2e-6
@@ -211,8 +212,11 @@ def test_a_block_is_googles_with_its_gradients(praxis, name, deviation):
 def test_channels_become_places_in_googles_order(praxis, factor):
     found = below(praxis("blocks"), f"depth_to_space_t{factor}")
     up = Upsample(5, (factor, 2, 2), CausalConfig())
-    up.conv = nn.Identity()
-    assert torch.equal(up(video(found["in0"])), video(found["out"])[:, :, factor - 1:])
+    up.conv.forward = lambda x: x
+    codes = torch.arange(3.0)[None, None, :, None, None].expand(1, 1, 3, 2, 3)
+    x, codes = up(video(found["in0"]), codes)
+    assert torch.equal(x, video(found["out"])[:, :, factor - 1:])
+    assert codes[0, 0, :, 0, 0].tolist() == ([0, 1, 2] if factor == 1 else [0, 1, 1, 2, 2])
 
 
 @pytest.mark.parametrize("file", ["encoder_tiny", "encoder_g32"])
@@ -296,6 +300,91 @@ def test_a_clips_first_latent_and_frame_are_its_pictures(causal, generator):
 def test_sizes_that_do_not_fit_are_refused(causal, shape, words):
     with pytest.raises(ValueError, match=words):
         causal.latents(torch.rand(1, 3, *shape))
+
+
+# ---------------------------------------------------------------------------------------------
+# Inflation into the last slice, and streams
+
+@pytest.fixture
+def twins(praxis):
+    """The arrays, a 2D network with theirs, and its causal twin after inflate_last."""
+    arrays = praxis("inflation_rule")
+    config = official2.causal_config(arrays)
+    image = CausalTokenizer(replace(config, image=True)).eval()
+    official2.fill(image.encoder, below(arrays, "p2d/encoder"), "conv_downsample_layers")
+    official2.fill(image.decoder, below(arrays, "p2d/decoder"), "conv_upsample_layers")
+    return arrays, image, inflate_last(image.state_dict(), CausalTokenizer(config)).eval()
+
+
+@torch.no_grad()
+def test_a_picture_kernel_becomes_the_last_slice(twins, deviation):
+    """Against the rule applied to google/praxis' network, layer by layer and in what comes out."""
+    arrays, image, inflated = twins
+    theirs = CausalTokenizer(inflated.config)
+    official2.fill(theirs.encoder, below(arrays, "p3d/encoder"), "conv_downsample_layers")
+    official2.fill(theirs.decoder, below(arrays, "p3d/decoder"), "conv_upsample_layers")
+    for name, parameter in theirs.state_dict().items():
+        assert torch.equal(parameter, inflated.state_dict()[name]), name
+    clip = video(arrays["x"])
+    latents = inflated.latents(clip)
+    deviation(latents, video(arrays["z3d"]), ACTIVATIONS)
+    codes = torch.where(latents >= 0, 1.0, -1.0)
+    deviation(inflated.decoder(codes), video(arrays["recon3d"]), ACTIVATIONS)
+
+
+@torch.no_grad()
+def test_right_after_inflation_frames_0_4_8_are_the_pictures_and_held(twins):
+    arrays, image, inflated = twins
+    clip = video(arrays["x"])
+    frames = clip[:, :, ::4]
+    tokens = inflated.encode(clip)
+    assert torch.equal(tokens, image.encode(frames))
+    decoded, pictures = inflated.decode(tokens), image.decode(tokens)
+    held = torch.cat([pictures[:, :, :1], pictures[:, :, 1:].repeat_interleave(4, dim=2)], dim=2)
+    torch.testing.assert_close(decoded, held, atol=1e-5, rtol=1e-4)
+
+
+def test_networks_that_are_no_twins_are_not_inflated(causal):
+    other = CausalTokenizer(replace(causal.config, image=True, base_channels=8))
+    with pytest.raises(ValueError, match="give both the same sizes"):
+        inflate_last(other.state_dict(), CausalTokenizer(causal.config))
+    with pytest.raises(ValueError, match="missing in 2D"):
+        inflate_last({}, CausalTokenizer(causal.config))
+
+
+@pytest.mark.parametrize("sizes", [(17,), (1, 16), (5, 8, 4), (1, 4, 4, 4, 4), (13, 4)])
+@torch.no_grad()
+def test_a_stream_gives_the_whole_videos_tokens_and_pixels_however_it_is_cut(causal, sizes,
+                                                                             generator):
+    clip = torch.rand(2, 3, 17, 16, 24, generator=generator)
+    whole = causal.encode(clip)
+    pieces = list(encode_stream(causal, clip.split(sizes, dim=2)))
+    assert torch.equal(torch.cat(pieces, dim=1), whole)
+    for cut in (pieces, whole.split(1, dim=1), whole.split((2, 3), dim=1)):
+        decoded = list(decode_stream(causal, cut))
+        assert len(decoded) == len(cut)
+        torch.testing.assert_close(torch.cat(decoded, dim=2), causal.decode(whole), atol=1e-5,
+                                   rtol=1e-4)
+    assert torch.equal(causal.encode(clip), whole)                   # nothing is left of the stream
+
+
+def test_a_stream_remembers_only_what_a_window_covers(causal, generator):
+    """However long it is: kernel less stride frames before each convolution."""
+    held = []
+    pieces = (torch.rand(1, 3, 1 if n == 0 else 4, 16, 16, generator=generator) for n in range(9))
+    for _ in encode_stream(causal, pieces):
+        held.append(sum(layer.past.numel() for layer in causal.encoder.modules()
+                        if isinstance(layer, CausalConv)))
+    assert len(held) == 9 and len(set(held)) == 1
+    assert not any(layer.past is not None for layer in causal.modules()
+                   if isinstance(layer, CausalConv))
+
+
+def test_pieces_that_do_not_fit_are_refused(causal):
+    with pytest.raises(ValueError, match="needs 1 more than a multiple of 4"):
+        list(encode_stream(causal, [torch.rand(1, 3, 4, 16, 16)]))
+    with pytest.raises(ValueError, match="needs 1 more than a multiple of 4"):
+        list(encode_stream(causal, [torch.rand(1, 3, 5, 16, 16), torch.rand(1, 3, 3, 16, 16)]))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,0 +1,79 @@
+"""A video of any length through the causal tokenizer, a few frames at a time, with nothing lost.
+
+Paper   MAGVIT-v2, App. A.1 (causal padding); streaming is ours
+
+Shapes  1 + 4k frames, then 4k, 4k, ... (B, 3, T, H, W) -> tokens 1 + k, then k, k, ...
+        tokens (B, t, h, w), any t at a time -> frames
+
+Read    encode_stream, decode_stream.
+
+No frame is moved by a later one, so what has been seen can be forgotten but for the few frames that
+the next window of each convolution still covers. The tokens and the pixels are those of the whole
+video at once, however it is cut, and memory is that of one piece. The first paper's tokenizer has
+only windows (long_video.py): there every token depends on all frames that pass with it.
+
+Run:    python -m magvit2.streaming      65 frames at once, and in pieces
+"""
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from magvit2.causal_tokenizer import CAUSAL_TOKENIZERS, CausalConv, CausalTokenizer
+
+
+@contextmanager
+def streaming(network: nn.Module) -> Iterator[None]:
+    """Within it, each call of the network goes on where the last one ended."""
+    layers = [module for module in network.modules() if isinstance(module, CausalConv)]
+    for layer in layers:
+        layer.streaming, layer.past = True, None
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.streaming, layer.past = False, None
+
+
+@torch.no_grad()
+def encode_stream(tokenizer: CausalTokenizer, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Tokens (B, t, h, w) of each piece (B, 3, T, H, W) in [0, 1] of one video.
+
+    The first piece has 1 more than a multiple of 4 frames, the others a multiple of 4. One stream
+    at a time per tokenizer.
+    """
+    with streaming(tokenizer.encoder):
+        for number, piece in enumerate(pieces):
+            if number and not piece.shape[2]:
+                raise ValueError("a piece has no frames; leave it out")
+            tokenizer.latent_shape(piece.shape[2] + bool(number), *piece.shape[3:])
+            yield tokenizer.quantizer.tokens(tokenizer._run(tokenizer.encoder, piece))
+
+
+@torch.no_grad()
+def decode_stream(tokenizer: CausalTokenizer, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Frames (B, 3, T, H, W), linear, of each piece of tokens (B, t, h, w) of one video."""
+    with streaming(tokenizer.decoder):
+        for piece in pieces:
+            yield tokenizer.decode(piece)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    tokenizer = CausalTokenizer(CAUSAL_TOKENIZERS["toy"]).eval()
+    video = torch.rand(1, 3, 65, 32, 32)
+    whole = tokenizer.encode(video)
+    decoded = tokenizer.decode(whole)
+    for sizes in ((1,) + (4,) * 16, (17, 16, 16, 16), (33, 32)):
+        tokens = list(encode_stream(tokenizer, video.split(sizes, dim=2)))
+        frames = torch.cat(list(decode_stream(tokenizer, tokens)), dim=2)
+        differing = (torch.cat(tokens, dim=1) != whole).sum().item()
+        print(f"{len(sizes):2} pieces of at most {max(sizes):2} frames: {differing} of "
+              f"{whole.numel()} tokens differ, pixels by {(frames - decoded).abs().max():.1e}")
+
+
+if __name__ == "__main__":
+    main()
