@@ -281,9 +281,13 @@ def make_condition(video: Tensor, task: str, condition_frames: int = 1) -> tuple
     return TASKS[task].padding(video, valid), valid
 
 
-def is_padding(valid: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
-    """ispad: valid (T, H, W) -> (t, h, w) bool, True where the supervoxel is only padding."""
+def is_padding(valid: Tensor, latent_shape: tuple[int, int, int], lead: int = 0) -> Tensor:
+    """ispad: valid (T, H, W) -> (t, h, w) bool, True where the supervoxel is only padding.
+
+    lead: frames that the first supervoxel lacks, as a causal tokenizer's does (magvit2/); else 0.
+    """
     t, h, w = latent_shape
+    valid = torch.cat([valid[:1].expand(lead, -1, -1), valid])
     return ~rearrange(valid, "(t a) (h b) (w c) -> t h w (a b c)", t=t, h=h, w=w).any(-1)
 
 
@@ -296,7 +300,8 @@ def tokenize_condition(tokenizer: nn.Module, video: Tensor, task: str, condition
         condition = condition[:1]
     tokens = rearrange(tokenizer.encode(condition), "b t h w -> b (t h w)")
     tokens = tokens.expand(len(video), -1).contiguous()
-    return tokens, is_padding(valid, tokenizer.latent_shape(*video.shape[2:])).flatten()
+    shape, lead = tokenizer.latent_shape(*video.shape[2:]), getattr(tokenizer, "lead", 0)
+    return tokens, is_padding(valid, shape, lead).flatten()
 
 
 # ---------------------------------------------------------------------------------------------

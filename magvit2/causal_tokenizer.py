@@ -230,6 +230,11 @@ class CausalTokenizer(VideoTokenizer):
                                              config.epsilon)
         self.decoder = Decoder(config)
 
+    @property
+    def lead(self) -> int:
+        """How many frames the first latent lacks, which stands for one: commit.is_padding."""
+        return math.prod(time for time, _, _ in self.config.strides) - 1
+
     def latent_shape(self, T: int, H: int, W: int) -> Triple:
         """(t, h, w) of a (T, H, W) video: T is 1 + a multiple. ValueError where it is not."""
         factors = [math.prod(axis) for axis in zip(*self.config.strides)]

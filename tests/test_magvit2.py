@@ -12,6 +12,7 @@ from official import arrays_of, below, kernel, video
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from commit import TASKS, is_padding, tokenize_condition
 from discriminator import DiscriminatorConfig, r1_penalty
 from magvit2.blur_discriminator import BlurDiscriminator3d, blur_pool
 from magvit2.causal_tokenizer import (CAUSAL_TOKENIZERS, AdaptiveNorm, CausalConfig, CausalConv,
@@ -385,6 +386,42 @@ def test_pieces_that_do_not_fit_are_refused(causal):
         list(encode_stream(causal, [torch.rand(1, 3, 4, 16, 16)]))
     with pytest.raises(ValueError, match="needs 1 more than a multiple of 4"):
         list(encode_stream(causal, [torch.rand(1, 3, 5, 16, 16), torch.rand(1, 3, 3, 16, 16)]))
+
+
+# ---------------------------------------------------------------------------------------------
+# COMMIT on causal tokens
+
+@pytest.mark.parametrize("T, t", [(1, 1), (5, 2), (9, 3), (17, 5)])
+def test_the_first_supervoxel_is_one_frame_and_the_others_four(causal, T, t, generator):
+    """ispad of 1 + 4k frames, by the slow rule: a supervoxel is padding where no pixel is given."""
+    assert causal.lead == 3 and causal.latent_shape(T, 16, 16) == (t, 2, 2)
+    valid = torch.rand(T, 16, 16, generator=generator) < 0.01
+    is_pad = is_padding(valid, (t, 2, 2), causal.lead)
+    for j in range(t):
+        frames = valid[max(0, 4 * j - 3):4 * j + 1]
+        for y in range(2):
+            for x in range(2):
+                given = frames[:, 8 * y:8 * y + 8, 8 * x:8 * x + 8].any()
+                assert is_pad[j, y, x] == (not given)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_ten_tasks_have_conditions_of_17_frames(causal, task, generator):
+    clip = torch.rand(2, 3, 17, 32, 32, generator=generator)
+    tokens, is_pad = tokenize_condition(causal, clip, task)
+    assert tokens.shape == (2, 80) and is_pad.shape == (80,)
+    assert is_pad.all() == (task == "CG") and (task == "CG" or is_pad.any())
+
+
+@pytest.mark.parametrize("given", [1, 5])
+def test_the_given_frames_of_a_prediction_have_the_real_tokens(causal, given, generator):
+    """What causality buys: COMMIT's condition is exact there, so nothing is left to refine."""
+    clip = torch.rand(2, 3, 17, 32, 32, generator=generator)
+    tokens = causal.encode(clip).flatten(1)
+    condition, is_pad = tokenize_condition(causal, clip, "FP", given)
+    assert (~is_pad).sum() == 16 * (1 + (given - 1) // 4)
+    assert torch.equal(condition[:, ~is_pad], tokens[:, ~is_pad])
+    assert not torch.equal(condition[:, is_pad], tokens[:, is_pad])
 
 
 # ---------------------------------------------------------------------------------------------
