@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,16 @@ from tokenizer import VideoTokenizer
 from training.build import TOKENIZER_TYPES
 
 Triple = tuple[int, int, int]
+
+
+class Kinds(NamedTuple):
+    """The layers of which a network is made; published.py has others."""
+
+    conv: Callable[..., nn.Conv3d]
+    norm: Callable[..., nn.Module]
+    adaptive: Callable[..., nn.Module]
+    upsample: Callable[..., nn.Module]
+    down_kernel: Triple
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,10 @@ class CausalConfig:
     entropy_temperature: float = 0.01                                # official
     epsilon: float = 0.0                                             # 1e-5 official: lookup_free.py
     image: bool = False                                              # the 2D twin: kernels 1xhxw
+
+    @property
+    def kinds(self) -> Kinds:
+        return Kinds(CausalConv, FrameNorm, AdaptiveNorm, Upsample, down_kernel=(4, 4, 4))
 
     @property
     def codebook_size(self) -> int:
@@ -125,13 +140,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, config: CausalConfig):
         super().__init__()
+        conv, norm, *_ = config.kinds
         self.main = nn.Sequential(
-            FrameNorm(channels_in, config), nn.SiLU(),
-            CausalConv(channels_in, channels_out, config, bias=False),
-            FrameNorm(channels_out, config), nn.SiLU(),
-            CausalConv(channels_out, channels_out, config, bias=False))
+            norm(channels_in, config), nn.SiLU(),
+            conv(channels_in, channels_out, config, bias=False),
+            norm(channels_out, config), nn.SiLU(),
+            conv(channels_out, channels_out, config, bias=False))
         self.skip = (nn.Identity() if channels_in == channels_out else
-                     CausalConv(channels_in, channels_out, config, kernel=(1, 1, 1), bias=False))
+                     conv(channels_in, channels_out, config, kernel=(1, 1, 1), bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x) + self.main(x)
@@ -159,7 +175,7 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, stride: Triple, config: CausalConfig):
         super().__init__()
         self.stride = stride
-        self.conv = CausalConv(channels, channels * math.prod(stride), config)
+        self.conv = config.kinds.conv(channels, channels * math.prod(stride), config)
 
     def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         a, b, c = self.stride
@@ -176,17 +192,18 @@ class Encoder(nn.Sequential):
     """video (B, 3, 1 + 4k, H, W) -> latents (B, bits, 1 + k, h, w)."""
 
     def __init__(self, config: CausalConfig):
-        widths, layers = config.widths, [CausalConv(3, config.widths[0], config, bias=False)]
-        channels = widths[0]
+        widths, (conv, norm, *_) = config.widths, config.kinds
+        layers, channels = [conv(3, widths[0], config, bias=False)], widths[0]
         for width, stride in zip(widths, [*config.strides, None]):
             for _ in range(config.num_res_blocks):
                 layers.append(ResidualBlock(channels, width, config))
                 channels = width
             if stride:
-                layers.append(CausalConv(width, width, config, kernel=(4, 4, 4), stride=stride))
+                layers.append(conv(width, width, config, kernel=config.kinds.down_kernel,
+                                   stride=stride))
         layers += [ResidualBlock(channels, channels, config) for _ in range(config.num_res_blocks)]
-        super().__init__(*layers, FrameNorm(channels, config), nn.SiLU(),
-                         CausalConv(channels, config.bits, config, kernel=(1, 1, 1)))
+        super().__init__(*layers, norm(channels, config), nn.SiLU(),
+                         conv(channels, config.bits, config, kernel=(1, 1, 1)))
 
 
 class Decoder(nn.Module):
@@ -194,21 +211,21 @@ class Decoder(nn.Module):
 
     def __init__(self, config: CausalConfig):
         super().__init__()
+        conv, norm, adaptive, upsample, _ = config.kinds
         widths, blocks = config.widths, range(config.num_res_blocks)
         channels = widths[-1]
-        self.first = nn.Sequential(CausalConv(config.bits, channels, config),
+        self.first = nn.Sequential(conv(config.bits, channels, config),
                                    *(ResidualBlock(channels, channels, config) for _ in blocks))
         self.stages = nn.ModuleList()
         for width, stride in zip(reversed(widths), [*reversed(config.strides), None]):
             self.stages.append(nn.ModuleDict(dict(
-                norm=AdaptiveNorm(channels, config),
+                norm=adaptive(channels, config),
                 blocks=nn.Sequential(*(ResidualBlock(channels if n == 0 else width, width, config)
                                        for n in blocks)))))
             if stride:
-                self.stages[-1]["up"] = Upsample(width, stride, config)
+                self.stages[-1]["up"] = upsample(width, stride, config)
             channels = width
-        self.last = nn.Sequential(FrameNorm(channels, config), nn.SiLU(),
-                                  CausalConv(channels, 3, config))
+        self.last = nn.Sequential(norm(channels, config), nn.SiLU(), conv(channels, 3, config))
 
     def forward(self, codes: Tensor) -> Tensor:
         x = self.first(codes)

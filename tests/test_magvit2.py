@@ -1,6 +1,7 @@
 """magvit2/: the sequel's tokenizer, against google/praxis' arrays, oracles and by perturbation."""
 import json
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from commit import TASKS, is_padding, tokenize_condition
 from discriminator import DiscriminatorConfig, r1_penalty
+from magvit2 import published
 from magvit2.blur_discriminator import BlurDiscriminator3d, blur_pool
 from magvit2.causal_tokenizer import (CAUSAL_TOKENIZERS, AdaptiveNorm, CausalConfig, CausalConv,
                                       CausalTokenizer, Decoder, Encoder, FrameNorm, ResidualBlock,
@@ -448,6 +450,101 @@ def test_the_discriminator_is_googles_and_so_is_r1(praxis, file, deviation):
     gradient = network.conv_in.weight.grad
     theirs = kernel(arrays["r1_grad/conv_first/w"])
     deviation(gradient, theirs, 1e-3, scale=theirs.abs().max().item())
+
+
+# ---------------------------------------------------------------------------------------------
+# Published weights
+
+OPEN = PRAXIS.parent
+PUBLISHED = {"video_128_L": 370_547_349, "image_128_L": 112_021_653, "image_256_L": 115_127_829,
+             "pretrain_256_16384": 115_094_033, "pretrain_256_262144": 115_127_829}
+
+
+def open_arrays(name):
+    if not (OPEN / name).exists():
+        pytest.skip("Open-MAGVIT2's arrays are not shipped; checked where ../shared/golden2 is")
+    return json.loads((OPEN / name).read_text()) if name.endswith("json") else np.load(OPEN / name)
+
+
+def open_state(arrays, prefix=""):
+    """The state dict of a file: whole numbers times a scale, or as they are."""
+    state = {}
+    for key in (key for key in arrays.files if key.startswith((f"{prefix}q/", f"{prefix}p/"))):
+        name, values = key.removeprefix(prefix)[2:], arrays[key]
+        scale = arrays[f"{prefix}s/{name}"] if key.startswith(f"{prefix}q/") else np.float32(1)
+        state[name] = torch.from_numpy(values.astype(np.float32) * scale)
+    return state
+
+
+@pytest.mark.parametrize("case", ["S5", "T1", "T9", "T17", "T33", "odd"])
+@torch.no_grad()
+def test_a_published_video_tokenizer_computes_open_magvit2s(case, deviation):
+    arrays = open_arrays("omagvit2_video_tiny.npz")
+    tokenizer, found = published.load(open_state(arrays), "video"), below(arrays_of(arrays), case)
+    latents = tokenizer.encoder(torch.from_numpy(found["x"]))           # pixels in [-1, 1]
+    deviation(latents, found["z"], 2e-5)
+    tokens = tokenizer.quantizer.tokens(latents)
+    assert np.array_equal(tokens.numpy(), found["idx"])
+    deviation(tokenizer.decoder(tokenizer.quantizer.lookup(tokens)), found["recon"], 2e-5)
+    clip = (torch.from_numpy(found["x"]) + 1) / 2                       # pixels in [0, 1]
+    if case != "odd":
+        assert torch.equal(tokenizer.encode(clip), tokens)
+        deviation(2 * tokenizer.decode(tokens) - 1, found["recon"], 2e-5)
+
+
+@pytest.mark.parametrize("case", ["r128/S16", "r128/I32", "r128/I64x48", "r256/I64"])
+@torch.no_grad()
+def test_a_published_image_tokenizer_computes_open_magvit2s(case, deviation):
+    arrays = open_arrays("omagvit2_image_tiny.npz")
+    tokenizer = published.load(open_state(arrays, case[:5]), "image")
+    found = {key: torch.from_numpy(value)[:, :, None] if value.ndim == 4 else value
+             for key, value in below(arrays_of(arrays), case).items() if "/" not in key}
+    frame = (found["x"] + 1) / 2
+    deviation(tokenizer.latents(frame), found["z"], 2e-5)
+    tokens = tokenizer.encode(frame)
+    assert np.array_equal(tokens[:, 0].numpy(), found["idx"])
+    deviation(2 * tokenizer.decode(tokens) - 1, found["recon"], 2e-5)
+    twice = tokenizer.encode(frame.repeat(1, 1, 2, 1, 1))               # each frame alone
+    assert torch.equal(twice, tokens.repeat(1, 2, 1, 1))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_files_names_and_shapes_are_ours_to_the_unit(name):
+    model = open_arrays("omagvit2_full_shapes.json")["models"][name]
+    state = {key: torch.empty(shape, device="meta") for key, shape in model["shapes"].items()}
+    kind = "video" if "video" in name else "image"
+    tokenizer = published.load(dict(state_dict=state), kind)
+    assert sum(p.numel() for p in tokenizer.parameters()) == PUBLISHED[name]
+    assert tokenizer.config.bits == model["ddconfig"]["z_channels"]
+    read = {key for key in state if key.startswith(("encoder.", "decoder."))}
+    assert len(read) == len(tokenizer.state_dict())                     # none is left unread
+    averaged = {theirs: torch.empty(model["shapes"][key], device="meta")
+                for key, theirs in model["ema_keys"].items()}
+    by_name = {key: value for key, value in state.items() if key.startswith("encoder.") and any(
+        word in key for word in ("conv_in", "conv_out", "block.0.conv1", "norm1"))}
+    published.load(by_name | averaged, kind)          # all others are found by their EMA names
+    assert len(by_name) < len(read) / 3
+
+
+def test_averaged_weights_are_preferred_and_other_files_are_refused(tmp_path):
+    state = open_state(open_arrays("omagvit2_video_tiny.npz"))
+    name = "encoder.conv_out.conv_1.bias"
+    averaged = state | {"model_ema." + name.replace(".", ""): state[name] + 1}
+    torch.save(dict(state_dict=averaged), tmp_path / "video.ckpt")
+    tokenizer = published.load(tmp_path / "video.ckpt", "video")
+    assert torch.equal(tokenizer.encoder[-1].bias, state[name] + 1)
+    with pytest.raises(ValueError, match="kind 'audio' is unknown; choose from video image"):
+        published.load(state, "audio")
+    with pytest.raises(ValueError, match="these are no weights of an Open-MAGVIT2 image tokenizer"):
+        published.load(state, "image")
+    with pytest.raises(ValueError, match="decoder.up.0.block.0.norm1.weight is missing"):
+        published.load({key: value for key, value in state.items()
+                        if key != "decoder.up.0.block.0.norm1.weight"}, "video")
+    with pytest.raises(ValueError, match=r"is \(10, 1\); wanted \(10,\)"):
+        published.load(state | {name: state[name][:, None]}, "video")
+    torch.save(dict(state_dict=state, code=CausalTokenizer), tmp_path / "code.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
+        published.load(tmp_path / "code.ckpt", "video")
 
 
 def test_encoder_and_decoder_together_are_the_tokenizer(causal, generator):

@@ -1,0 +1,238 @@
+"""Weights that exist: Open-MAGVIT2's tokenizers, read into a twin of their architecture.
+
+Paper   MAGVIT-v2 as rebuilt by TencentARC (SEED-Voken, formerly Open-MAGVIT2; Apache-2.0); Google
+        published none
+
+Shapes  a checkpoint, or its state dict -> load -> PublishedTokenizer, with VideoTokenizer's methods
+
+Read    the four layers that differ from causal_tokenizer.py; names, load.
+
+They differ in more than the weights: zeros around instead of copies of the edge; group norm over
+(T, H, W) jointly, so that only the convolutions are causal; kernels of 3 that halve; a style for
+each clip, mean and deviation of its codes, instead of codes at each place; of the two frames that
+the first one becomes, the first is kept; pixels in [-1, 1]; a latent of 0 is negative.
+
+Run:    python -m magvit2.published                         what there is, and from where
+        python -m magvit2.published FILE video in.mp4 out.mp4    through the tokenizer and back
+"""
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from magvit2.causal_tokenizer import (CausalConfig, CausalConv, CausalTokenizer, Kinds,
+                                      ResidualBlock, Upsample)
+from magvit2.lookup_free import LookupFreeQuantizer
+from training.build import TOKENIZER_TYPES
+
+# Repository at huggingface.co/TencentARC, file, and what its authors report. The repository says
+# nothing of the licence of the weights; no hashes were at hand.
+FILES = {
+    "video": [("Open-MAGVIT2-Tokenizer-262144-Video", "video_128_262144.ckpt", "rFVD 16, UCF-101")],
+    "image": [("Open-MAGVIT2-Tokenizer-128-resolution", "imagenet_128_L.ckpt", "rFID 1.18"),
+              ("Open-MAGVIT2-Tokenizer-256-resolution", "imagenet_256_L.ckpt", "rFID 1.17"),
+              ("Open-MAGVIT2-Tokenizer-16384-Pretrain", "pretrain256_16384.ckpt", "rFID 2.55"),
+              ("Open-MAGVIT2-Tokenizer-262144-Pretrain", "pretrain256_262144.ckpt", "rFID 1.67")]}
+
+
+# ---------------------------------------------------------------------------------------------
+# What differs
+
+class ZeroConv(CausalConv):
+    """Zeros around: in time before only, in space half a kernel on both sides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, h, w = self.kernel_size
+        return nn.Conv3d.forward(self, F.pad(x, (w // 2, w // 2, h // 2, h // 2, t - 1, 0)))
+
+
+class JointNorm(nn.GroupNorm):
+    """Group norm over (T, H, W) jointly: every frame moves every other."""
+
+    def __init__(self, channels: int, config: CausalConfig, affine: bool = True):
+        super().__init__(config.norm_groups, channels, eps=1e-6, affine=affine)
+
+
+class StyleNorm(nn.Module):
+    """Group norm scaled by the deviation of the clip's codes and shifted by their mean.
+
+    The deviation is of N - 1, as theirs, so a clip of a single code has none (NaN).
+    """
+
+    def __init__(self, channels: int, config: CausalConfig):
+        super().__init__()
+        self.norm = JointNorm(channels, config, affine=False)
+        self.scale = nn.Linear(config.bits, channels)
+        self.shift = nn.Linear(config.bits, channels)
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        codes = codes.flatten(2)
+        scale, shift = self.scale((codes.var(2) + 1e-6).sqrt()), self.shift(codes.mean(2))
+        return self.norm(x) * scale[:, :, None, None, None] + shift[:, :, None, None, None]
+
+
+class SecondFrameDropped(Upsample):
+    """Of the two frames that the first one becomes, the first is kept; codes stay as they are."""
+
+    def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, c = self.stride
+        x = rearrange(self.conv(x), "n (a b c d) t h w -> n d (t a) (h b) (w c)", a=a, b=b, c=c)
+        return torch.cat([x[:, :, :1], x[:, :, a:]], dim=2), codes
+
+
+@dataclass(frozen=True)
+class PublishedConfig(CausalConfig):
+    """Sizes of a published tokenizer; load reads them from the weights."""
+
+    @property
+    def kinds(self) -> Kinds:
+        return Kinds(ZeroConv, JointNorm, StyleNorm, SecondFrameDropped, down_kernel=(3, 3, 3))
+
+
+class PublishedQuantizer(LookupFreeQuantizer):
+    """A latent of exactly 0 is negative."""
+
+    def tokens(self, latents: Tensor) -> Tensor:
+        return super().tokens(-(latents <= 0).float())
+
+
+class PublishedTokenizer(CausalTokenizer):
+    """Open-MAGVIT2's tokenizer, for use: encode and decode. Videos in [0, 1], as everywhere."""
+
+    def __init__(self, config: PublishedConfig):
+        super().__init__(config)
+        self.quantizer = PublishedQuantizer(config.bits, config.entropy_temperature,
+                                            config.epsilon)
+
+    def _run(self, network: nn.Module, x: Tensor) -> Tensor:
+        B, image = len(x), self.config.image
+        x = 2 * x - 1 if network is self.encoder else x
+        x = rearrange(x, "b c t h w -> (b t) c 1 h w") if image else x
+        x = super()._run(network, x)
+        x = rearrange(x, "(b t) c 1 h w -> b c t h w", b=B) if image else x
+        return (x + 1) / 2 if network is self.decoder else x
+
+
+TOKENIZER_TYPES[PublishedConfig] = PublishedTokenizer
+
+
+# ---------------------------------------------------------------------------------------------
+# Their names
+
+def names(tokenizer: PublishedTokenizer) -> dict[str, str]:
+    """Our names of layers -> theirs."""
+    found, level, count = {"encoder.0": "encoder.conv_in"}, 0, 0
+    config, last = tokenizer.config, len(tokenizer.config.widths) - 1
+    body = list(enumerate(tokenizer.encoder))[1:-3]
+    for index, layer in body:
+        if isinstance(layer, ResidualBlock):
+            stage = "mid_block" if level == last and count >= config.num_res_blocks else (
+                f"down.{level}.block")
+            found[f"encoder.{index}"] = f"encoder.{stage}.{count % config.num_res_blocks}"
+            count += 1
+        else:
+            found[f"encoder.{index}"] = f"encoder.down.{level}.downsample"
+            level, count = level + 1, 0
+    found |= {f"encoder.{len(body) + 1}": "encoder.norm_out",
+              f"encoder.{len(body) + 3}": "encoder.conv_out", "decoder.first.0": "decoder.conv_in",
+              "decoder.last.0": "decoder.norm_out", "decoder.last.2": "decoder.conv_out"}
+    for n in range(config.num_res_blocks):
+        found[f"decoder.first.{n + 1}"] = f"decoder.mid_block.{n}"
+    for stage in range(last + 1):
+        ours, theirs = f"decoder.stages.{stage}", f"decoder.up.{last - stage}"
+        found |= {f"{ours}.norm.scale": f"decoder.adaptive.{last - stage}.gamma",
+                  f"{ours}.norm.shift": f"decoder.adaptive.{last - stage}.beta",
+                  f"{ours}.up.conv": f"{theirs}.upsample.conv1"}
+        found |= {f"{ours}.blocks.{n}": f"{theirs}.block.{n}" for n in range(config.num_res_blocks)}
+    return found
+
+
+def their_name(name: str, layers: dict[str, str], video: bool) -> str:
+    """A parameter's name in their state dict."""
+    layer = max((each for each in layers if name.startswith(each + ".")), key=len)
+    rest = name[len(layer) + 1:]
+    for ours, theirs in (("main.0", "norm1"), ("main.2", "conv1"), ("main.3", "norm2"),
+                         ("main.5", "conv2"), ("skip", "nin_shortcut")):
+        rest = rest.replace(ours, theirs)
+    path = f"{layers[layer]}.{rest}"
+    convolution = not any(word in path for word in ("norm", "gamma", "beta"))
+    head, _, kind = path.rpartition(".")
+    return f"{head}.conv_1.{kind}" if video and convolution else path
+
+
+def sizes(state: dict[str, Tensor], video: bool) -> PublishedConfig:
+    """The sizes that a state dict has."""
+    conv = ".conv_1" if video else ""
+    first, last = (state.get(f"encoder.{name}{conv}.weight") for name in ("conv_in", "conv_out"))
+    if first is None or last is None:
+        raise ValueError(f"no encoder.conv_in{conv}.weight among {len(state)} names: these are no "
+                         f"weights of an Open-MAGVIT2 {'video' if video else 'image'} tokenizer")
+    widths = []
+    while f"encoder.down.{len(widths)}.block.0.conv1{conv}.weight" in state:
+        widths.append(len(state[f"encoder.down.{len(widths)}.block.0.conv1{conv}.weight"]))
+    multipliers = tuple(width // len(first) for width in widths)
+    blocks = sum(f"encoder.mid_block.{n}.norm1.weight" in state for n in range(16))
+    return PublishedConfig(base_channels=len(first), channel_multipliers=multipliers,
+                           temporal_downsample=tuple(m != 1 for m in multipliers[:-1]),
+                           num_res_blocks=blocks, bits=len(last), image=not video)
+
+
+def load(path_or_state: str | Path | dict, kind: str) -> PublishedTokenizer:
+    """A published tokenizer, in eval mode. kind: "video" or "image".
+
+    A file is read as plain tensors (weights_only). Averaged weights, model_ema.* with the dots of
+    the names removed, are preferred where they are. ValueError names what is missing or has
+    another shape.
+    """
+    if kind not in FILES:
+        raise ValueError(f"kind {kind!r} is unknown; choose from {' '.join(FILES)}")
+    state = path_or_state if isinstance(path_or_state, dict) else torch.load(
+        path_or_state, map_location="cpu", weights_only=True)
+    state, video = state.get("state_dict", state), kind == "video"
+    config = sizes(state, video)
+    with torch.device("meta"):
+        tokenizer = PublishedTokenizer(config)
+    layers, read = names(tokenizer), {}
+    for name, parameter in tokenizer.state_dict().items():
+        theirs = their_name(name, layers, video)
+        found = state.get("model_ema." + theirs.replace(".", ""), state.get(theirs))
+        if found is None:
+            raise ValueError(f"{theirs} is missing: this is no Open-MAGVIT2 {kind} tokenizer")
+        if not video and found.ndim == 4:
+            found = found[:, :, None]
+        if found.shape != parameter.shape:
+            raise ValueError(f"{theirs} is {tuple(found.shape)}; wanted {tuple(parameter.shape)}")
+        read[name] = found
+    tokenizer.load_state_dict(read, assign=True)
+    return tokenizer.eval().requires_grad_(False)
+
+
+def main() -> None:
+    if len(sys.argv) < 5:
+        for kind, rows in FILES.items():
+            for repository, file, reported in rows:
+                print(f"{kind}  huggingface.co/TencentARC/{repository}  {file}  ({reported})")
+        return
+    from data.clips import read_video, write_video              # the command alone
+    from data.source import to_float
+    from pictures import to_frames
+
+    file, kind, video_in, video_out = sys.argv[1:5]
+    tokenizer = load(file, kind)
+    video = to_float(read_video(video_in)[None])
+    T, (H, W) = (video.shape[2] - 1) // 4 * 4 + 1, (size // 16 * 16 for size in video.shape[3:])
+    video = video[:, :, :T, :H, :W]
+    decoded = tokenizer.decode(tokenizer.encode(video)).clamp(0, 1)
+    error = (decoded - video).square().mean()
+    write_video(video_out, to_frames(decoded[0]))
+    print(f"{T} frames of {H}x{W}: {-10 * error.log10():.2f} dB; wrote {video_out}")
+
+
+if __name__ == "__main__":
+    main()
