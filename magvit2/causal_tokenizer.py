@@ -188,48 +188,58 @@ class Upsample(nn.Module):
 # ---------------------------------------------------------------------------------------------
 # Networks
 
-class Encoder(nn.Sequential):
+class Encoder(nn.Module):
     """video (B, 3, 1 + 4k, H, W) -> latents (B, bits, 1 + k, h, w)."""
 
     def __init__(self, config: CausalConfig):
+        super().__init__()
         widths, (conv, norm, *_) = config.widths, config.kinds
-        layers, channels = [conv(3, widths[0], config, bias=False)], widths[0]
-        for width, stride in zip(widths, [*config.strides, None]):
-            for _ in range(config.num_res_blocks):
-                layers.append(ResidualBlock(channels, width, config))
-                channels = width
-            if stride:
-                layers.append(conv(width, width, config, kernel=config.kinds.down_kernel,
-                                   stride=stride))
-        layers += [ResidualBlock(channels, channels, config) for _ in range(config.num_res_blocks)]
-        super().__init__(*layers, norm(channels, config), nn.SiLU(),
-                         conv(channels, config.bits, config, kernel=(1, 1, 1)))
+        blocks = range(config.num_res_blocks)
+        self.first = conv(3, widths[0], config, bias=False)
+        self.stages = nn.ModuleList()
+        for before, width in zip([widths[0], *widths], widths):
+            self.stages.append(nn.ModuleDict(dict(blocks=nn.Sequential(*(
+                ResidualBlock(width if n else before, width, config) for n in blocks)))))
+        for stage, width, stride in zip(self.stages, widths, config.strides):
+            stage["down"] = conv(width, width, config, kernel=config.kinds.down_kernel,
+                                 stride=stride)
+        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1], config) for _ in blocks))
+        self.last = nn.Sequential(norm(widths[-1], config), nn.SiLU(),
+                                  conv(widths[-1], config.bits, config, kernel=(1, 1, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for stage in self.stages:
+            for layer in stage.values():
+                x = layer(x)
+        return self.last(self.mid(x))
 
 
 class Decoder(nn.Module):
-    """codes (B, bits, 1 + k, h, w) -> video (B, 3, 1 + 4k, H, W), linear."""
+    """codes (B, bits, 1 + k, h, w) -> video (B, 3, 1 + 4k, H, W), linear.
+
+    Its stages are numbered as the encoder's, and run from the deepest to the first.
+    """
 
     def __init__(self, config: CausalConfig):
         super().__init__()
         conv, norm, adaptive, upsample, _ = config.kinds
         widths, blocks = config.widths, range(config.num_res_blocks)
-        channels = widths[-1]
-        self.first = nn.Sequential(conv(config.bits, channels, config),
-                                   *(ResidualBlock(channels, channels, config) for _ in blocks))
+        self.first = conv(config.bits, widths[-1], config)
+        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1], config) for _ in blocks))
         self.stages = nn.ModuleList()
-        for width, stride in zip(reversed(widths), [*reversed(config.strides), None]):
+        for before, width in zip([*widths[1:], widths[-1]], widths):
             self.stages.append(nn.ModuleDict(dict(
-                norm=adaptive(channels, config),
-                blocks=nn.Sequential(*(ResidualBlock(channels if n == 0 else width, width, config)
+                norm=adaptive(before, config),
+                blocks=nn.Sequential(*(ResidualBlock(width if n else before, width, config)
                                        for n in blocks)))))
-            if stride:
-                self.stages[-1]["up"] = upsample(width, stride, config)
-            channels = width
-        self.last = nn.Sequential(norm(channels, config), nn.SiLU(), conv(channels, 3, config))
+        for stage, width, stride in zip(self.stages[1:], widths[1:], config.strides):
+            stage["up"] = upsample(width, stride, config)
+        self.last = nn.Sequential(norm(widths[0], config), nn.SiLU(), conv(widths[0], 3, config))
 
     def forward(self, codes: Tensor) -> Tensor:
-        x = self.first(codes)
-        for stage in self.stages:
+        x = self.mid(self.first(codes))
+        for stage in reversed(self.stages):
             x = stage["blocks"](stage["norm"](x, codes))
             if "up" in stage:
                 x, codes = stage["up"](x, codes)
@@ -296,22 +306,18 @@ def inflate_last(image_state: dict[str, Tensor], video_network: nn.Module) -> nn
 
 
 def main() -> None:
-    print("size          parameters   17x128x128 ->")
     for name, config in CAUSAL_TOKENIZERS.items():
         with torch.device("meta"):
             tokenizer = CausalTokenizer(config)
-        print(f"{name:9} {sum(p.numel() for p in tokenizer.parameters()):>14,}   "
-              + "x".join(map(str, tokenizer.latent_shape(17, 128, 128))))
+        print(f"{name:9} {sum(p.numel() for p in tokenizer.parameters()):>12,} parameters")
     torch.manual_seed(0)
     tokenizer = CausalTokenizer(CAUSAL_TOKENIZERS["toy"]).eval()
     video = torch.rand(1, 3, 17, 32, 32)
     latents = tokenizer.latents(video)
-    print("a change in frame ... moves the latents")
     for frame in (0, 1, 4, 5, 16):
-        other = video.clone()
-        other[:, :, frame] = 1 - other[:, :, frame]
+        other = torch.cat([video[:, :, :frame], torch.rand(1, 3, 17 - frame, 32, 32)], dim=2)
         moved = (tokenizer.latents(other) - latents).abs().amax((0, 1, 3, 4)) > 1e-5
-        print(f"{frame:22} {' '.join(str(n) for n in moved.nonzero().flatten().tolist())}")
+        print(f"other frames from {frame:2} on move latents {moved.nonzero().flatten().tolist()}")
 
 
 if __name__ == "__main__":

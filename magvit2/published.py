@@ -1,11 +1,11 @@
 """Weights that exist: Open-MAGVIT2's tokenizers, read into a twin of their architecture.
 
-Paper   MAGVIT-v2 as rebuilt by TencentARC (SEED-Voken, formerly Open-MAGVIT2; Apache-2.0); Google
-        published none
+Paper   MAGVIT-v2 as rebuilt by TencentARC (SEED-Voken, formerly Open-MAGVIT2, code under Apache-2.0);
+        Google published no weights
 
 Shapes  a checkpoint, or its state dict -> load -> PublishedTokenizer, with VideoTokenizer's methods
 
-Read    the four layers that differ from causal_tokenizer.py; names, load.
+Read    the four layers that differ from causal_tokenizer.py; THEIRS, load.
 
 They differ in more than the weights: zeros around instead of copies of the edge; group norm over
 (T, H, W) jointly, so that only the convolutions are causal; kernels of 3 that halve; a style for
@@ -17,6 +17,7 @@ Run:    python -m magvit2.published                         what there is, and f
 """
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from magvit2.causal_tokenizer import (CausalConfig, CausalConv, CausalTokenizer, Kinds,
-                                      ResidualBlock, Upsample)
+from magvit2.causal_tokenizer import CausalConfig, CausalConv, CausalTokenizer, Kinds, Upsample
 from magvit2.lookup_free import LookupFreeQuantizer
 from training.build import TOKENIZER_TYPES
 
@@ -122,48 +122,25 @@ class PublishedTokenizer(CausalTokenizer):
 TOKENIZER_TYPES[PublishedConfig] = PublishedTokenizer
 
 
-# ---------------------------------------------------------------------------------------------
-# Their names
-
-def names(tokenizer: PublishedTokenizer) -> dict[str, str]:
-    """Our names of layers -> theirs."""
-    found, level, count = {"encoder.0": "encoder.conv_in"}, 0, 0
-    config, last = tokenizer.config, len(tokenizer.config.widths) - 1
-    body = list(enumerate(tokenizer.encoder))[1:-3]
-    for index, layer in body:
-        if isinstance(layer, ResidualBlock):
-            stage = "mid_block" if level == last and count >= config.num_res_blocks else (
-                f"down.{level}.block")
-            found[f"encoder.{index}"] = f"encoder.{stage}.{count % config.num_res_blocks}"
-            count += 1
-        else:
-            found[f"encoder.{index}"] = f"encoder.down.{level}.downsample"
-            level, count = level + 1, 0
-    found |= {f"encoder.{len(body) + 1}": "encoder.norm_out",
-              f"encoder.{len(body) + 3}": "encoder.conv_out", "decoder.first.0": "decoder.conv_in",
-              "decoder.last.0": "decoder.norm_out", "decoder.last.2": "decoder.conv_out"}
-    for n in range(config.num_res_blocks):
-        found[f"decoder.first.{n + 1}"] = f"decoder.mid_block.{n}"
-    for stage in range(last + 1):
-        ours, theirs = f"decoder.stages.{stage}", f"decoder.up.{last - stage}"
-        found |= {f"{ours}.norm.scale": f"decoder.adaptive.{last - stage}.gamma",
-                  f"{ours}.norm.shift": f"decoder.adaptive.{last - stage}.beta",
-                  f"{ours}.up.conv": f"{theirs}.upsample.conv1"}
-        found |= {f"{ours}.blocks.{n}": f"{theirs}.block.{n}" for n in range(config.num_res_blocks)}
-    return found
+# Parts of our parameters' names -> theirs, in this order.
+THEIRS = [(r"stages\.(\d)\.norm\.scale", r"adaptive.\1.gamma"),
+          (r"stages\.(\d)\.norm\.shift", r"adaptive.\1.beta"),
+          (r"stages\.(\d)\.up\.conv", r"up.\1.upsample.conv1"),
+          (r"stages\.(\d)\.down", r"down.\1.downsample"),
+          (r"encoder\.stages\.(\d)\.blocks", r"encoder.down.\1.block"),
+          (r"decoder\.stages\.(\d)\.blocks", r"decoder.up.\1.block"),
+          (r"\.mid\.", ".mid_block."), (r"\.first\.", ".conv_in."), (r"last\.0", "norm_out"),
+          (r"last\.2", "conv_out"), (r"main\.0", "norm1"), (r"main\.2", "conv1"),
+          (r"main\.3", "norm2"), (r"main\.5", "conv2"), (r"skip", "nin_shortcut")]
 
 
-def their_name(name: str, layers: dict[str, str], video: bool) -> str:
+def their_name(name: str, video: bool) -> str:
     """A parameter's name in their state dict."""
-    layer = max((each for each in layers if name.startswith(each + ".")), key=len)
-    rest = name[len(layer) + 1:]
-    for ours, theirs in (("main.0", "norm1"), ("main.2", "conv1"), ("main.3", "norm2"),
-                         ("main.5", "conv2"), ("skip", "nin_shortcut")):
-        rest = rest.replace(ours, theirs)
-    path = f"{layers[layer]}.{rest}"
-    convolution = not any(word in path for word in ("norm", "gamma", "beta"))
-    head, _, kind = path.rpartition(".")
-    return f"{head}.conv_1.{kind}" if video and convolution else path
+    for ours, theirs in THEIRS:
+        name = re.sub(ours, theirs, name)
+    layer, _, kind = name.rpartition(".")
+    within = ".conv_1" if video and not re.search(r"norm|gamma|beta", name) else ""
+    return f"{layer}{within}.{kind}"
 
 
 def sizes(state: dict[str, Tensor], video: bool) -> PublishedConfig:
@@ -198,9 +175,9 @@ def load(path_or_state: str | Path | dict, kind: str) -> PublishedTokenizer:
     config = sizes(state, video)
     with torch.device("meta"):
         tokenizer = PublishedTokenizer(config)
-    layers, read = names(tokenizer), {}
+    read = {}
     for name, parameter in tokenizer.state_dict().items():
-        theirs = their_name(name, layers, video)
+        theirs = their_name(name, video)
         found = state.get("model_ema." + theirs.replace(".", ""), state.get(theirs))
         if found is None:
             raise ValueError(f"{theirs} is missing: this is no Open-MAGVIT2 {kind} tokenizer")
@@ -221,17 +198,20 @@ def main() -> None:
         return
     from data.clips import read_video, write_video              # the command alone
     from data.source import to_float
+    from measure.metrics import frames_of, psnr
     from pictures import to_frames
 
     file, kind, video_in, video_out = sys.argv[1:5]
     tokenizer = load(file, kind)
     video = to_float(read_video(video_in)[None])
-    T, (H, W) = (video.shape[2] - 1) // 4 * 4 + 1, (size // 16 * 16 for size in video.shape[3:])
-    video = video[:, :, :T, :H, :W]
-    decoded = tokenizer.decode(tokenizer.encode(video)).clamp(0, 1)
-    error = (decoded - video).square().mean()
-    write_video(video_out, to_frames(decoded[0]))
-    print(f"{T} frames of {H}x{W}: {-10 * error.log10():.2f} dB; wrote {video_out}")
+    H, W = (size // 16 * 16 for size in video.shape[3:])
+    made = []
+    for piece in video[..., :H, :W].split(17, dim=2):              # as their script: each alone
+        piece = piece[:, :, :(piece.shape[2] - 1) // 4 * 4 + 1]
+        made.append(tokenizer.decode(tokenizer.encode(piece)).clamp(0, 1))
+        print(f"{psnr(frames_of(made[-1]), frames_of(piece)).mean():.2f} dB")
+    write_video(video_out, to_frames(torch.cat(made, dim=2)[0]))
+    print(f"wrote {video_out}")
 
 
 if __name__ == "__main__":

@@ -90,10 +90,11 @@ def fill(network: nn.Module, params: dict, resizers: str) -> nn.Module:
         elif isinstance(layer, FrameNorm):
             group_norm(layer, below(params, "norm"))
         elif isinstance(layer, CausalConv):
-            first = layer.in_channels == 3 if resizers.startswith("conv_down") else (
-                layer is network.first[0])
             convolution(layer, next_of(resizers) if max(layer.stride) > 1 else
-                        below(params, "conv_first" if first else "conv_last"))
+                        below(params, "conv_first" if layer is network.first else "conv_last"))
+        elif isinstance(layer, Decoder):                  # its deepest stage runs first
+            for child in (layer.first, layer.mid, *reversed(layer.stages), layer.last):
+                visit(child)
         else:
             for child in layer.children():
                 visit(child)

@@ -532,7 +532,7 @@ def test_averaged_weights_are_preferred_and_other_files_are_refused(tmp_path):
     averaged = state | {"model_ema." + name.replace(".", ""): state[name] + 1}
     torch.save(dict(state_dict=averaged), tmp_path / "video.ckpt")
     tokenizer = published.load(tmp_path / "video.ckpt", "video")
-    assert torch.equal(tokenizer.encoder[-1].bias, state[name] + 1)
+    assert torch.equal(tokenizer.encoder.last[-1].bias, state[name] + 1)
     with pytest.raises(ValueError, match="kind 'audio' is unknown; choose from video image"):
         published.load(state, "audio")
     with pytest.raises(ValueError, match="these are no weights of an Open-MAGVIT2 image tokenizer"):
