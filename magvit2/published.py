@@ -1,6 +1,6 @@
 """Weights that exist: Open-MAGVIT2's tokenizers, read into a twin of their architecture.
 
-Paper   MAGVIT-v2 as rebuilt by TencentARC (SEED-Voken, formerly Open-MAGVIT2, code under Apache-2.0);
+Paper   MAGVIT-v2 as rebuilt by TencentARC (SEED-Voken, formerly Open-MAGVIT2, Apache-2.0);
         Google published no weights
 
 Shapes  a checkpoint, or its state dict -> load -> PublishedTokenizer, with VideoTokenizer's methods
