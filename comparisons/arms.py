@@ -7,11 +7,10 @@ Shapes  a preset's TrainConfig, an Arm -> TrainConfig, the step of stage 2 -> a 
 Read    ARMS, the rows of the tables; then train_arm, and Laptop, which trains them on the toy.
 
 Seed, clips, batches, steps and sizes are equal in all arms of a preset. The run of an arm is
-evaluated as any other (evaluate.py), and decodes in its own way.
+evaluated as any other (evaluate.py), in its own way; but mt-one-prompt by table_4 alone.
 
 Run:    python -m comparisons.arms                               the arms, and what each differs in
-        python -m comparisons.arms autoregressive RUN bair-B --data DIR --out runs/bair-ar
-        (RUN has the tokenizer; then flags of train.py)
+        python -m comparisons.arms autoregressive RUN bair-B --data DIR    (RUN: the tokenizer's)
 """
 from __future__ import annotations
 
@@ -30,12 +29,14 @@ from comparisons.baselines import (PrefixConfig, WindowConfig, align_prefix, giv
                                    prefix_step)
 from data.clips import DataConfig
 from data.source import ClipSource
+from measure.numbers import aligned
 from steps import transformer_step
 from train import train
-from training.build import transformer_config
+from training.build import differences, from_plain, transformer_config
 from training.checkpoint import Run, is_there, load_checkpoint, load_network, load_run
 from training.command import parse
 from training.loop import Processes, Stage, start_processes
+from training.plan import plan
 from training.presets import PRESETS, TrainConfig
 from transformer import TransformerConfig
 
@@ -95,26 +96,32 @@ def train_arm(name: str, preset: TrainConfig, data: DataConfig | ClipSource, run
     tokenizer: the run with tokenizer.pt, or for arms on 2D tokens with image.pt.
     """
     arm, run = ARMS[name], Path(run)
-    if is_there(run / "transformer.pt") and load_checkpoint(run / "transformer.pt")["finished"]:
-        return load_run(run, processes.device)
     made = Path(tokenizer) / ("image.pt" if arm.image else "tokenizer.pt")
-    if not made.exists():
-        raise FileNotFoundError(f"no {made}; {name} needs one: python train.py PRESET --stage "
-                                f"{made.stem} --out {tokenizer}")
-    run.mkdir(parents=True, exist_ok=True)
-    if processes.rank == 0 and not (run / "tokenizer.pt").exists():
+    if processes.rank == 0 and not is_there(run / "tokenizer.pt"):
+        if not made.exists():
+            raise FileNotFoundError(f"no {made}; {name} needs one: python train.py PRESET --stage "
+                                    f"{made.stem} --out {tokenizer}")
+        run.mkdir(parents=True, exist_ok=True)
         shutil.copy(made, run / "tokenizer.copying")
         (run / "tokenizer.copying").rename(run / "tokenizer.pt")
     if dist.is_initialized():
         dist.barrier()                               # the others read what the first has copied
     network = load_network(load_checkpoint(run / "tokenizer.pt"))
     config = arm_config(name, preset, network)
+    state = load_checkpoint(run / "transformer.pt") if is_there(run / "transformer.pt") else {}
+    if state.get("finished"):
+        other = differences(from_plain(state["config"]["train"]), config)
+        if other:
+            raise ValueError(f"{run} was trained with another {', '.join(other)}; give another "
+                             "--out, or the same settings")
+        return load_run(run, processes.device)
 
     def prepare(stage: Stage) -> None:
         stage.step, batch_of = arm.step, stage.batch_of
         if arm.prompt:
             stage.batch_of = lambda step: batch_of(step)._replace(task=arm.prompt)
-        if arm.kind in (PrefixConfig, AutoregressiveConfig) and len(set(config.tasks)) == 1:
+        if arm.kind in (PrefixConfig, AutoregressiveConfig) and (
+                len(set(config.tasks)) == 1 and not config.init):
             align_prefix(stage.trainee.networks["transformer"], given_tokens(
                 config.tasks[0], config.clip_shape, network.latent_shape(*config.clip_shape),
                 config.condition_frames))
@@ -149,33 +156,18 @@ class Laptop:
         return load_network(load_checkpoint(run / f"{stage}.pt"))
 
 
-def aligned(rows: list[tuple]) -> str:
-    """Rows of cells, the first of which is the header, as a table in Markdown."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    first, *others = [max(map(len, column)) for column in zip(*cells)]
-    cells.insert(1, [":" + "-" * (first - 1), *("-" * (width - 1) + ":" for width in others)])
-    return "\n".join("| " + " | ".join([row[0].ljust(first), *(
-        cell.rjust(width) for cell, width in zip(row[1:], others))]) + " |" for row in cells)
-
-
-def claim(words: str, holds: bool) -> str:
-    """A sentence of the paper, or a control, and whether it came out."""
-    return f"{'holds' if holds else 'DOES NOT HOLD'}: {words}"
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
 def main() -> None:
-    if len(sys.argv) < 4:
+    if len(sys.argv) < 3:
         print(aligned([("arm", "tasks"), *((f"{name}: {arm.title}", len(set(arm.settings["tasks"])))
                                             for name, arm in ARMS.items())]))
-        return
+        sys.exit(len(sys.argv) > 1)
     name, tokenizer, *arguments = sys.argv[1:]
     if name not in ARMS:
         sys.exit(f"arm {name!r} is unknown; choose from {' '.join(ARMS)}")
     config, data, options = parse(arguments)
+    if options.dry_run:
+        print(plan(options.preset, replace(config, **ARMS[name].settings)))
+        return
     try:
         train_arm(name, config, data, options.out or f"runs/{options.preset}-{name}", tokenizer,
                   start_processes())

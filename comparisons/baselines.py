@@ -12,11 +12,10 @@ Read    PrefixModel and prefix_step: how a condition is put before the sequence.
 Latent masking needs no model of its own: it is decode.latent_masking, on a model of Eq. (1) alone.
 MaskGIT on 2D tokens is the same, on those of tokenizer.ImageTokenizer.
 
-Run:    python -m comparisons.baselines     what a prefix and a window see
+Run:    python -m comparisons.baselines     how long the sequence becomes with a prefix
 """
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Iterator
 
@@ -115,9 +114,6 @@ def align_prefix(model: PrefixTransformer, given: Tensor) -> None:
     places[-N - count:-N] = places[-N:][given]
 
 
-# ---------------------------------------------------------------------------------------------
-# MaskViT: attention in windows, for sequences that are too long for all to see all
-
 @dataclass(frozen=True)
 class WindowConfig(TransformerConfig):
     """A transformer whose blocks attend in windows of the grid, in turn.
@@ -185,9 +181,6 @@ def main() -> None:
     for task in (task for task in TASKS if TASKS[task].region is not nothing):
         count = int(given_tokens(task, (16, 128, 128), (4, 16, 16)).sum())
         print(f"  {task:4} {count:4}   {2 + count + 1024}   {2 + 1024}")
-    print("of 16 x 4 x 4 tokens, so many see one another in a block:")
-    for window in WindowConfig().windows:
-        print(f"  windows of {'x'.join(map(str, window)):7} {math.prod(window):4}")
 
 
 if __name__ == "__main__":

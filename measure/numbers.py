@@ -124,6 +124,20 @@ def print_abilities(directory: str) -> None:
         print(f"{name:14} {' '.join(names[metric] for metric in row.metrics)}")
 
 
+def aligned(rows: list[tuple]) -> str:
+    """Rows of cells, the first of which is the header, as a table in Markdown."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    first, *others = [max(map(len, column)) for column in zip(*cells)]
+    cells.insert(1, [":" + "-" * (first - 1), *("-" * (width - 1) + ":" for width in others)])
+    return "\n".join("| " + " | ".join([row[0].ljust(first), *(
+        cell.rjust(width) for cell, width in zip(row[1:], others))]) + " |" for row in cells)
+
+
+def claim(words: str, holds: bool) -> str:
+    """A sentence of the paper, or a control, and whether it came out."""
+    return f"{'holds' if holds else 'DOES NOT HOLD'}: {words}"
+
+
 def main() -> None:
     """One value under the names that it may bear."""
     results, verified = {}, "i3d_pretrained_400.pt, git blob a867b87ac3a9, verified"

@@ -41,14 +41,18 @@ def measure_speed(run: str | Path, resolutions: tuple[int, ...] = (64, 128, 256)
     for resolution in sorted({*resolutions, config.resolution}):
         latent = tokenizer.latent_shape(config.frames, resolution, resolution)
         N = math.prod(latent)
-        row = dict(resolution=resolution, sequence=N + 2, steps=config.decoding["steps"])
+        more = model.config.sequence_length - model.config.num_tokens
+        row = dict(resolution=resolution, sequence=N + more, steps=config.decoding["steps"])
         rows.append(row)
         if N > most_tokens:
             row["left_out"] = f"{N:,} tokens; attention over more than {most_tokens:,} is not tried"
             continue
         own = N == model.config.num_tokens
+        if hasattr(model.config, "grid") and not own:
+            row["left_out"] = "attention in windows is for the grid it was trained on"
+            continue
         network = model if own else build_transformer(
-            replace(model.config, num_tokens=N)).to(device).eval()
+            replace(model.config, num_tokens=N)).to(device).eval().requires_grad_(False)
         transformer, decoder = seconds_to_generate(tokenizer, network, latent, 1, repeats,
                                                    config.precision, **config.decoding)
         row |= dict(frames_per_second=round(config.frames / (transformer + decoder), 2),
