@@ -211,11 +211,11 @@ def steps(run: Path = TOY, out: Path = ASSETS, task: str = "OPD", clip: int = 48
     frames = [2, 6, 10, 14]
     with canvas(out / "steps.png", 5, len(shown), (3.1 * len(shown), 5.2), dpi=75) as axes:
         for row, (name, sequence) in enumerate(sequences.items()):
-            unknown = torch.ones_like(is_pad) if name == "COMMIT" else is_pad
+            unknown = torch.ones_like(is_pad)
+            decided = torch.where(is_pad | (name == "COMMIT"), DECIDED, GIVEN)
             for state in sequence:
                 if state.step in shown:
-                    kinds = torch.where(unknown, torch.where(is_pad, MASKED, GIVEN), DECIDED)
-                    kinds = kinds if name == "COMMIT" else kinds.masked_fill(~is_pad, GIVEN)
+                    kinds = torch.where(unknown, torch.where(is_pad, MASKED, GIVEN), decided)
                     large = kinds.view(grid).repeat_interleave(8, 1).repeat_interleave(8, 2)
                     decoded = tokenizer.decode(state.tokens[clip].view(1, *grid))[0].clamp(0, 1)
                     above, below = axes[2 * row:2 * row + 2, shown.index(state.step)]

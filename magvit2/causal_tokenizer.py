@@ -177,10 +177,15 @@ class Upsample(nn.Module):
         self.stride = stride
         self.conv = config.kinds.conv(channels, channels * math.prod(stride), config)
 
-    def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def places(self, x: Tensor) -> Tensor:
         a, b, c = self.stride
-        dropped = a - 1 if self.conv.past is None else 0         # else the first frame has been
-        x = rearrange(self.conv(x), "n (a b c d) t h w -> n d (t a) (h b) (w c)", a=a, b=b, c=c)
+        return rearrange(self.conv(x), "n (a b c d) t h w -> n d (t a) (h b) (w c)",
+                         a=a, b=b, c=c)
+
+    def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        # In a stream that has begun, the first frame has been.
+        dropped = self.stride[0] - 1 if self.conv.past is None else 0
+        x = self.places(x)
         codes = F.interpolate(codes, scale_factor=tuple(map(float, self.stride)), mode="nearest")
         return x[:, :, dropped:], codes[:, :, dropped:]
 
@@ -249,11 +254,13 @@ class Decoder(nn.Module):
 class CausalTokenizer(VideoTokenizer):
     """MAGVIT-v2's tokenizer, with the methods of the first paper's."""
 
+    quantizer_type = LookupFreeQuantizer
+
     def __init__(self, config: CausalConfig):
         nn.Module.__init__(self)
         self.config = config
         self.encoder = Encoder(config)
-        self.quantizer = LookupFreeQuantizer(config.bits, config.entropy_temperature,
+        self.quantizer = self.quantizer_type(config.bits, config.entropy_temperature,
                                              config.epsilon)
         self.decoder = Decoder(config)
 

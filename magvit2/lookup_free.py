@@ -17,7 +17,7 @@ Run:    python -m magvit2.lookup_free    ids of corners; the entropies by halves
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +52,15 @@ class LookupFreeQuantizer(nn.Module):
     def tokens(self, latents: Tensor) -> Tensor:
         """latents (B, bits, t, h, w) -> tokens (B, t, h, w): sum of 2^i [z_i >= 0]."""
         weights = 2 ** torch.arange(self.bits, device=latents.device)
-        return torch.einsum("b d t h w, d -> b t h w", (latents >= 0).long(), weights)
+        return torch.einsum("b d t h w, d -> b t h w", self.positive(latents).long(), weights)
+
+    def positive(self, latents: Tensor) -> Tensor:
+        """Which signs are +1, as bools: the one place that says what a latent of 0 is."""
+        return latents >= 0
 
     def forward(self, latents: Tensor) -> Quantized:
         latents = latents.float()
-        codes = torch.where(latents >= 0, 1.0, -1.0)
+        codes = torch.where(self.positive(latents), 1.0, -1.0)
         position, mean = entropies(latents, self.temperature, self.epsilon)
         return Quantized(
             embeddings=latents + (codes - latents).detach(),                 # straight-through
@@ -118,8 +122,7 @@ class LookupFreeTokenizer(VideoTokenizer):
     """tokenizer.VideoTokenizer, quantized without a codebook."""
 
     def __init__(self, config: LookupFreeConfig):
-        super().__init__(replace(config, codebook_size=1))         # its codebook is thrown away
-        self.config = config
+        super().__init__(config)
         self.quantizer = LookupFreeQuantizer(config.bits, config.entropy_temperature,
                                              config.epsilon)
 

@@ -81,9 +81,8 @@ class SecondFrameDropped(Upsample):
     """Of the two frames that the first one becomes, the first is kept; codes stay as they are."""
 
     def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        a, b, c = self.stride
-        x = rearrange(self.conv(x), "n (a b c d) t h w -> n d (t a) (h b) (w c)", a=a, b=b, c=c)
-        return torch.cat([x[:, :, :1], x[:, :, a:]], dim=2), codes
+        x = self.places(x)
+        return torch.cat([x[:, :, :1], x[:, :, self.stride[0]:]], dim=2), codes
 
 
 @dataclass(frozen=True)
@@ -98,17 +97,14 @@ class PublishedConfig(CausalConfig):
 class PublishedQuantizer(LookupFreeQuantizer):
     """A latent of exactly 0 is negative."""
 
-    def tokens(self, latents: Tensor) -> Tensor:
-        return super().tokens(-(latents <= 0).float())
+    def positive(self, latents: Tensor) -> Tensor:
+        return latents > 0
 
 
 class PublishedTokenizer(CausalTokenizer):
     """Open-MAGVIT2's tokenizer, for use: encode and decode. Videos in [0, 1], as everywhere."""
 
-    def __init__(self, config: PublishedConfig):
-        super().__init__(config)
-        self.quantizer = PublishedQuantizer(config.bits, config.entropy_temperature,
-                                            config.epsilon)
+    quantizer_type = PublishedQuantizer
 
     def _run(self, network: nn.Module, x: Tensor) -> Tensor:
         B, image = len(x), self.config.image

@@ -40,7 +40,8 @@ TRANSFORMER_TYPES: dict[type, type[nn.Module]] = {TransformerConfig: MaskedTrans
 # Rooms that add to these when they are imported, by the types that a checkpoint may name.
 ADDED_BY = {"PrefixConfig": "comparisons.baselines", "WindowConfig": "comparisons.baselines",
             "AutoregressiveConfig": "comparisons.autoregressive",
-            "LookupFreeConfig": "magvit2.lookup_free", "CausalConfig": "magvit2.causal_tokenizer"}
+            "LookupFreeConfig": "magvit2.lookup_free", "CausalConfig": "magvit2.causal_tokenizer",
+            "PublishedConfig": "magvit2.published"}
 
 
 def build_tokenizer(config, image: bool = False) -> nn.Module:
