@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from commit import TASKS, is_padding, nothing
+from commit import TASKS, is_padding, make_condition, nothing
 from decode import DecodeState, commit_decode, latent_masking
 from steps import Recipe, TokenBatch, Trainee, transformer_step
 from training.build import TRANSFORMER_TYPES
@@ -49,9 +49,8 @@ class PrefixConfig(TransformerConfig):
 
 def given_tokens(task: str, shape: Grid, grid: Grid, condition_frames: int = 1) -> Tensor:
     """(N,) bool, True where a task of clips (T, H, W) gives a token of the grid (t, h, w)."""
-    region = TASKS[task].region
-    counted = (condition_frames,) if TASKS[task].counts_frames else ()
-    return ~is_padding(region(*shape, *counted), grid).flatten()
+    valid = make_condition(torch.zeros(1, 3, *shape), task, condition_frames)[1]
+    return ~is_padding(valid, grid).flatten()
 
 
 class PrefixTransformer(MaskedTransformer):
