@@ -62,6 +62,8 @@ class DiscriminatorBlock(nn.Module):
     Pooling always includes time, until one frame is left (official).
     """
 
+    pool = staticmethod(pool_by_two)
+
     def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int]):
         super().__init__()
         padding = tuple(k // 2 for k in kernel)
@@ -71,9 +73,9 @@ class DiscriminatorBlock(nn.Module):
         self.skip = nn.Conv3d(channels_in, channels_out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        main = pool_by_two(F.leaky_relu(self.conv1(x), 0.2), self.axes)
+        main = self.pool(F.leaky_relu(self.conv1(x), 0.2), self.axes)
         main = F.leaky_relu(self.conv2(main), 0.2)
-        return (main + self.skip(pool_by_two(x, self.axes))) / math.sqrt(2)
+        return (main + self.skip(self.pool(x, self.axes))) / math.sqrt(2)
 
 
 class Discriminator3d(nn.Module):

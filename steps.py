@@ -50,6 +50,8 @@ class Recipe:
     codebook_weight: float = STAGE_1(1.0, "of the codes' pull to their latents; official")
     commitment_weight: float = STAGE_1(0.25, "of the latents' pull to their codes; official")
     entropy_weight: float = STAGE_1(0.1, "keeps codes in use; official, the paper is silent")
+    entropy_boost: float = STAGE_1(0.0, "of that weight: added at step 0, gone after ...")
+    entropy_boost_steps: int = STAGE_1(2000, "... so many steps; MAGVIT-v2, App. A.2")
     perceptual_weight: float = STAGE_1(0.1, "of LPIPS, App. B.2; needs --lpips-weights")
     adversarial_weight: float = STAGE_1(0.1, "of the generator's loss, App. B.2; 0: no adversary")
     r1_weight: float = STAGE_1(10.0, "of the discriminator's R1, App. B.2")
@@ -76,6 +78,7 @@ class Trainee:
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
     perceptual: nn.Module | None = None             # LPIPS: frozen, not saved
+    step: int = 0                                   # the one in progress; the loop sets it
 
     def state(self) -> dict:
         networks = {name: network.state_dict() for name, network in self.networks.items()}
@@ -174,10 +177,11 @@ def tokenizer_pass(trainee: Trainee, part: Tensor, share: float, config: Recipe
         (share * (terms["discriminator"] + config.r1_weight * terms["r1"]
                   + config.lecam_weight * terms["lecam"])
          ).backward(inputs=list(discriminator.parameters()), retain_graph=True)
+    boost = 1 + config.entropy_boost * max(0, 1 - trainee.step / config.entropy_boost_steps)
     loss = (config.reconstruction_weight * terms["reconstruction"]
             + config.codebook_weight * terms["codebook"]
             + config.commitment_weight * terms["commitment"]
-            + config.entropy_weight * terms["entropy"]
+            + config.entropy_weight * boost * terms["entropy"]
             + config.perceptual_weight * terms.get("perceptual", 0.0)
             + config.adversarial_weight * terms.get("generator", 0.0))
     (share * loss).backward(inputs=list(tokenizer.parameters()))

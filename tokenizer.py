@@ -114,10 +114,6 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + self.main(x)
 
 
-class Downsample(nn.AvgPool3d):
-    """Average pooling, not a strided convolution (App. A.1)."""
-
-
 class Upsample(nn.Module):
     """Nearest resizing, then a convolution that keeps the channels (App. A.1)."""
 
@@ -160,8 +156,8 @@ class Encoder(Layers):
             for _ in range(config.num_res_blocks):
                 layers.append(ResidualBlock(channels, width, config))
                 channels = width
-            if stride is not None:
-                layers.append(Downsample(stride))
+            if stride is not None:                  # pooled, not a strided convolution (App. A.1)
+                layers.append(nn.AvgPool3d(stride))
         layers += [ResidualBlock(channels, channels, config) for _ in range(config.num_res_blocks)]
         layers += [NormSwish(channels, config),
                    conv(channels, config.embedding_dim, config, kernel=(1, 1, 1), bias=True)]
@@ -361,22 +357,26 @@ def inflate(image_state: dict[str, Tensor], video_network: nn.Module,
     Serves the tokenizer and the discriminator. Layers of equal shape (norms, biases, codebook,
     dense and 1x1x1) are copied. A 2D kernel becomes, with k the length of the new time axis:
       "central"   the middle slice of a kernel of zeros, so at first each frame is alone;
+      "last"      the last one: the present of a kernel that sees no later frame (MAGVIT-v2, A.1);
       "average"   k copies divided by k, so at first frames are blurred together.
+    Layers whose channels become frames (magvit2/) start with the same channels for each frame.
     """
-    if mode not in ("central", "average"):
-        raise ValueError(f"inflation mode is {mode!r}; choose 'central' or 'average'")
+    if mode not in ("central", "last", "average"):
+        raise ValueError(f"inflation mode is {mode!r}; choose 'central' or 'average', or "
+                         "'last' for a network of magvit2/")
     inflated = {}
     for name, target in video_network.state_dict().items():
         source = image_state.get(name, torch.empty(0))
+        source = torch.cat([source] * max(1, len(target) // max(1, len(source))))
         if source.shape == target.shape:
             inflated[name] = source
         elif source.ndim == target.ndim == 5 and source.shape[:2] == target.shape[:2] and (
                 source.shape[3:] == target.shape[3:]):
             length, inflated[name] = target.shape[2], torch.zeros_like(target)
-            if mode == "central":
-                inflated[name][:, :, length // 2] = source[:, :, 0]
-            else:
+            if mode == "average":
                 inflated[name][:] = source / length
+            else:
+                inflated[name][:, :, length // 2 if mode == "central" else -1] = source[:, :, 0]
         else:
             raise ValueError(f"{name} is {tuple(target.shape)} in 3D and " + (
                 f"{tuple(source.shape)} in 2D: give both networks the same sizes"

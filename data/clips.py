@@ -91,7 +91,7 @@ def open_source(data: DataConfig | ClipSource, shape: tuple[int, int, int], *, s
         source = data if isinstance(data, ClipSource) else ThreeMethods(data)
         return source.held_out or source if held_out else source
     if data.dataset == "shapes":
-        return MovingShapes("test" if held_out else "train")
+        return MovingShapes("test" if held_out else "train", shape[0])
     if data.dataset != "folder":
         raise ValueError(f"this run was trained on {data.dataset!r}, which is not on disk; give "
                          "that object to the Python function, or videos with --data or --video")

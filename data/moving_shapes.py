@@ -2,8 +2,8 @@
 
 Paper   none: this stands in for a data set, so that the whole paper runs without a download.
 
-Shapes  clip i -> uint8 (16, 32, 32, 3) and a label in 0..15, shape x direction
-        video (B, 3, 16, 32, 32) in [0, 1] -> recognize -> shape (B,), direction (B,)
+Shapes  clip i -> uint8 (T, 32, 32, 3) and a label in 0..15, shape x direction; T is 16
+        video (B, 3, T, 32, 32) in [0, 1] -> recognize -> shape (B,), direction (B,)
 
 Read    MovingShapes.clip (how a clip is drawn), MovingShapes.recognize (how it is measured).
 
@@ -24,7 +24,7 @@ from data.source import ClipSource, load_batch
 
 
 class MovingShapes(ClipSource):
-    """A coloured shape moves over a dark ground, two pixels a frame: 16 frames of 32x32.
+    """A coloured shape moves over a dark ground, two pixels a frame: `frames` of 32x32.
 
     Drawn, not downloaded. There are 384 clips: 4 shapes, 4 directions, 4 lanes, 2 starts, 3
     colours; every sixth, by a fixed shuffle, is held out for "test". The class is shape x
@@ -39,12 +39,12 @@ class MovingShapes(ClipSource):
     colours = np.array([[0.95, 0.25, 0.20], [0.20, 0.85, 0.30], [0.25, 0.45, 1.00]], np.float32)
     ground, size, cell, speed = 0.1, 16, 8, 2
     choices = 16, 4, 2, 3                                # classes, lanes, starts, colours
-    T, H, W = 16, 32, 32
+    H, W = 32, 32
 
-    def __init__(self, split: str = "train"):
+    def __init__(self, split: str = "train", frames: int = 16):
         if split not in ("train", "test"):
             raise ValueError(f"split is {split!r}; choose 'train' or 'test'")
-        self.split = split
+        self.split, self.T = split, frames
         self.class_names = [f"{shape} {direction}" for shape in self.shapes
                             for direction in self.directions]
         numbers = np.random.default_rng(0).permutation(math.prod(self.choices))
@@ -55,7 +55,7 @@ class MovingShapes(ClipSource):
 
     @property
     def held_out(self) -> MovingShapes | None:
-        return MovingShapes("test") if self.split == "train" else None
+        return MovingShapes("test", self.T) if self.split == "train" else None
 
     def clip(self, index: int, random: np.random.Generator | None = None
              ) -> tuple[np.ndarray, int]:

@@ -6,22 +6,21 @@ Shapes  video (B, 3, 1 + 4k, H, W) -> Encoder -> latents (B, bits, 1 + k, H/8, W
           -> LookupFreeQuantizer -> tokens (B, t, h, w), signs (B, bits, t, h, w)
           -> Decoder -> video (B, 3, 1 + 4k, H, W)
 
-Read    CausalConv, FrameNorm: what makes it causal. Then Encoder, Decoder, CausalTokenizer,
-        inflate_last.
+Read    CausalConv, FrameNorm: what makes it causal. Then Encoder, Decoder, CausalTokenizer.
 
 What differs from the first paper's network (tokenizer.py): time is padded before and never after,
 by copies of the first frame; group norm is of each frame by itself; down-sampling is a strided
 convolution, up-sampling a convolution whose channels become places, of which the first frames
 are dropped; the decoder is told the codes again before each stage (AdaptiveNorm).
 
-Not here: the quantizer (lookup_free.py).
+Not here: the quantizer (lookup_free.py), inflation (tokenizer.inflate, mode "last").
 
 Run:    python -m magvit2.causal_tokenizer   parameters, latents, and who sees whom
 """
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, NamedTuple
 
 import torch
@@ -30,8 +29,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from magvit2.lookup_free import LookupFreeQuantizer
-from tokenizer import VideoTokenizer
-from training.build import TOKENIZER_TYPES
+from tokenizer import Layers, VideoTokenizer
+from training.build import IMAGE_TOKENIZER_TYPES, TOKENIZER_TYPES
 
 Triple = tuple[int, int, int]
 
@@ -84,7 +83,7 @@ CAUSAL_TOKENIZERS = {
     "appendix": CausalConfig(),
     "base": CausalConfig(base_channels=64, num_res_blocks=2),        # official name, 58 M
     "toy": CausalConfig(base_channels=16, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1,
-                        bits=10, norm_groups=4),                     # ours
+                        bits=10, norm_groups=4, entropy_temperature=0.1),            # ours
 }
 
 
@@ -203,12 +202,12 @@ class Encoder(nn.Module):
         self.first = conv(3, widths[0], config, bias=False)
         self.stages = nn.ModuleList()
         for before, width in zip([widths[0], *widths], widths):
-            self.stages.append(nn.ModuleDict(dict(blocks=nn.Sequential(*(
+            self.stages.append(nn.ModuleDict(dict(blocks=Layers(*(
                 ResidualBlock(width if n else before, width, config) for n in blocks)))))
         for stage, width, stride in zip(self.stages, widths, config.strides):
             stage["down"] = conv(width, width, config, kernel=config.kinds.down_kernel,
                                  stride=stride)
-        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1], config) for _ in blocks))
+        self.mid = Layers(*(ResidualBlock(widths[-1], widths[-1], config) for _ in blocks))
         self.last = nn.Sequential(norm(widths[-1], config), nn.SiLU(),
                                   conv(widths[-1], config.bits, config, kernel=(1, 1, 1)))
 
@@ -231,13 +230,13 @@ class Decoder(nn.Module):
         conv, norm, adaptive, upsample, _ = config.kinds
         widths, blocks = config.widths, range(config.num_res_blocks)
         self.first = conv(config.bits, widths[-1], config)
-        self.mid = nn.Sequential(*(ResidualBlock(widths[-1], widths[-1], config) for _ in blocks))
+        self.mid = Layers(*(ResidualBlock(widths[-1], widths[-1], config) for _ in blocks))
         self.stages = nn.ModuleList()
         for before, width in zip([*widths[1:], widths[-1]], widths):
             self.stages.append(nn.ModuleDict(dict(
                 norm=adaptive(before, config),
-                blocks=nn.Sequential(*(ResidualBlock(width if n else before, width, config)
-                                       for n in blocks)))))
+                blocks=Layers(*(ResidualBlock(width if n else before, width, config)
+                                for n in blocks)))))
         for stage, width, stride in zip(self.stages[1:], widths[1:], config.strides):
             stage["up"] = upsample(width, stride, config)
         self.last = nn.Sequential(norm(widths[0], config), nn.SiLU(), conv(widths[0], 3, config))
@@ -286,30 +285,7 @@ class CausalTokenizer(VideoTokenizer):
 
 
 TOKENIZER_TYPES[CausalConfig] = CausalTokenizer
-
-
-def inflate_last(image_state: dict[str, Tensor], video_network: nn.Module) -> nn.Module:
-    """Start a causal network from its 2D twin's parameters, in place (App. A.1).
-
-    A 2D kernel becomes the temporally last slice of a kernel of zeros, so that at first each frame
-    is alone; the channels of an up-sampling convolution are repeated for each frame it makes. Then
-    frames 0, 4, 8, ... pass as pictures do, and each is held over the three frames before it. A
-    central slice, as tokenizer.inflate has it, would delay by a frame in each layer.
-    """
-    inflated = {}
-    for name, target in video_network.state_dict().items():
-        if name not in image_state:
-            raise ValueError(f"{name} is missing in 2D: that network is not its twin")
-        source = image_state[name]
-        source = torch.cat([source] * max(len(target) // len(source), 1))
-        if source.ndim == 5:
-            source = F.pad(source, (0, 0, 0, 0, target.shape[2] - 1, 0))
-        if source.shape != target.shape:
-            raise ValueError(f"{name} is {tuple(target.shape)} in 3D and "
-                             f"{tuple(image_state[name].shape)} in 2D: give both the same sizes")
-        inflated[name] = source
-    video_network.load_state_dict(inflated)
-    return video_network
+IMAGE_TOKENIZER_TYPES[CausalConfig] = lambda config: CausalTokenizer(replace(config, image=True))
 
 
 def main() -> None:

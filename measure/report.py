@@ -93,12 +93,12 @@ def evaluate_tasks(run: Run, source: ClipSource, tasks: list[str], clips: int) -
 
 
 def measure_classes(tokenizer: nn.Module, model: nn.Module, samples: int, decoding: dict,
-                    seed: int = 0, batch: int = 64) -> dict:
+                    seed: int = 0, batch: int = 64, frames: int = 16) -> dict:
     """Class-conditional generation on the toy, read back from the pixels by the plain rule."""
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     labels = torch.arange(samples, device=device) % model.no_class
-    size = MovingShapes.T, MovingShapes.H, MovingShapes.W
+    size = frames, MovingShapes.H, MovingShapes.W
     shapes, directions = 0, 0
     for part in tqdm(labels.split(batch), desc="classes", mininterval=1.0):
         blank = torch.zeros(len(part), 3, *size, device=device)
@@ -140,7 +140,7 @@ def report(folder: str | Path, clips: int = 64, samples: int = 256,
         metrics["tasks"] = evaluate_tasks(run, source, tasks, min(16, len(source)))
         if run.data.dataset == "shapes" and "CG" in tasks and config.class_dropout < 1:
             metrics["class_conditional_generation"] = measure_classes(
-                run.tokenizer, run.transformer, samples, config.decoding)
+                run.tokenizer, run.transformer, samples, config.decoding, frames=config.frames)
         pictures = draw_run(run, source, tasks)
     (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print_report(metrics)

@@ -6,6 +6,7 @@
     python tests/ablations.py transformer [steps]   likewise stage 2, on the tokens of assets/toy
     python tests/ablations.py decoding              steps and temperatures, on assets/toy
     python tests/ablations.py every_start [steps]   a run for `python figures.py panorama`
+    python tests/ablations.py vocabulary [steps]    MAGVIT-v2's Figure 1; writes assets/vocabulary.*
 
 Each row trains with the seed, clips and steps of the first and one choice undone. PSNR, codes and
 edges are of held-out clips, except the curve's, which is smoothed training PSNR.
@@ -13,11 +14,12 @@ edges are of held-out clips, except the curve's, which is smoothed training PSNR
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -167,9 +169,78 @@ def every_start(folder: Path, steps: int) -> None:
     train(config, EveryStart(), run, stage="transformer", draw=False)
 
 
+class FineShapes(MovingShapes):
+    """MovingShapes at any pixel, in any colour, over any grey ramp: a world that needs many codes.
+
+    4,096 clips to learn from and 256 others, each drawn from its own number.
+    """
+
+    ground = 0.0                                              # the ramp is laid under the shape
+
+    def __init__(self, split: str = "train"):
+        super().__init__(split)
+        self.numbers = np.arange(4096) if split == "train" else np.arange(4096, 4352)
+
+    @property
+    def held_out(self) -> MovingShapes | None:
+        return FineShapes("test") if self.split == "train" else None
+
+    def clip(self, index, random=None):
+        draw = np.random.default_rng([7, self.numbers[index]])
+        label, colour = int(draw.integers(16)), draw.uniform(0.1, 0.4, 3)
+        colour[draw.integers(3)] = draw.uniform(0.8, 1.0)
+        ramp = np.linspace(*draw.uniform(0.0, 0.5, 2), 32, dtype=np.float32)
+        ramp = np.broadcast_to(ramp if draw.integers(2) else ramp[:, None], (32, 32))[..., None]
+        alpha = np.zeros((32, 32, 1), np.float32)
+        alpha[:16, :16, 0] = self.masks()[label // 4]
+        step = self.speed * np.array([(0, 1), (0, -1), (1, 0), (-1, 0)][label % 4])
+        start, frames = draw.integers(32, size=2), []
+        for t in range(self.T):
+            here = np.roll(alpha, start + t * step, axis=(0, 1))
+            frames.append(here * colour + (1 - here) * ramp)
+        return (np.stack(frames) * 255 + 0.5).astype(np.uint8), label
+
+
+def vocabulary(folder: Path, steps: int) -> None:
+    """More codes: reconstruction of both gains, generation of which one? `steps` of stage 1, four
+    times as many of stage 2."""
+    from magvit2.lookup_free import LookupFreeConfig
+
+    toy, results = asdict(TOKENIZERS["toy"]), {"VQ": [], "LFQ": []}
+    folder = ROOT / "runs/vocabulary"                        # kept: half an hour, which can go on
+    print("bits          PSNR   codes used   mask loss [bits]   right shape   right direction")
+    for bits in (4, 7, 10, 12):
+        for name in results:
+            sizes = (replace(TOKENIZERS["toy"], codebook_size=2 ** bits) if name == "VQ" else
+                     LookupFreeConfig(**toy | dict(bits=bits, **SIGNS)))
+            config = replace(
+                PRESETS["toy"], tokenizer=sizes, tokenizer_steps=steps, transformer_steps=4 * steps,
+                token_pool=2048, tasks=("CG",), codebook_from_data=name == "VQ",
+                **{} if name == "VQ" else LOOKUP_FREE)
+            train(config, FineShapes(), folder / f"{name}-{bits}", draw=False)
+            run = load_run(folder / f"{name}-{bits}")
+            row = evaluate_reconstruction(run.tokenizer, FineShapes("test"), 256)
+            row |= measure_classes(run.tokenizer, run.transformer, 512, run.config.decoding)
+            lines = (folder / f"{name}-{bits}/log.jsonl").read_text().splitlines()
+            losses = [json.loads(line)["loss"] for line in lines if '"transformer"' in line]
+            row["loss"] = sum(losses[-20:]) / 20 / math.log(2)
+            results[name].append(row | dict(bits=bits))
+            print(f"{name:4} {bits:4} {row['psnr']:9.2f} {row['codes_used']:12} "
+                  f"{row['loss']:18.2f} {row['right_shape']:13.1%} {row['right_direction']:17.1%}",
+                  flush=True)
+    (ROOT / "assets/vocabulary.json").write_text(json.dumps(results, indent=1) + "\n")
+    panels = [("", "bits of a token", words, {
+        name: ([row["bits"] for row in rows], [value(row) for row in rows])
+        for name, rows in results.items()}) for words, value in (
+            ("PSNR [dB]", lambda row: row["psnr"]), ("codes used", lambda row: row["codes_used"]),
+            ("right shape and direction [%], mean",
+             lambda row: 50 * (row["right_shape"] + row["right_direction"])))]
+    draw_curves(ROOT / "assets/vocabulary.png", panels)
+
+
 def main() -> None:
     ablations = {each.__name__: each for each in (inflation, gan, tokenizer, transformer, decoding,
-                                                  every_start)}
+                                                  every_start, vocabulary)}
     if len(sys.argv) < 2 or sys.argv[1] not in ablations:
         sys.exit(__doc__)
     chosen, steps = ablations[sys.argv[1]], int(sys.argv[2]) if len(sys.argv) > 2 else 300

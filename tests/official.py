@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from torch import nn
 
 from discriminator import Discriminator2d, Discriminator3d, DiscriminatorConfig
-from tokenizer import (Downsample, ImageTokenizer, NormSwish, ResidualBlock, TokenizerConfig,
-                       Upsample, VideoTokenizer)
+from tokenizer import (ImageTokenizer, NormSwish, ResidualBlock, TokenizerConfig, Upsample,
+                       VideoTokenizer)
 from transformer import MaskedTransformer, TransformerConfig
 
 
@@ -118,7 +119,7 @@ def tokenizer_state(params: dict, tokenizer: VideoTokenizer) -> dict[str, torch.
                     _conv(state, f"{name}.skip", block, "Conv_2")
             elif isinstance(layer, NormSwish):
                 _norm(state, f"{name}.0", own, "GroupNorm_0")
-            elif not isinstance(layer, Downsample):
+            elif not isinstance(layer, nn.AvgPool3d):
                 _conv(state, f"{name}.conv" if isinstance(layer, Upsample) else name, own,
                       f"Conv_{convs}")
                 convs += 1

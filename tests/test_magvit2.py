@@ -8,24 +8,40 @@ import numpy as np
 import official2
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
 from official import arrays_of, below, kernel, video
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from commit import TASKS, is_padding, tokenize_condition
-from discriminator import DiscriminatorConfig, r1_penalty
+from data.clips import DataConfig
+from data.moving_shapes import MovingShapes
+from data.source import load_batch
+from decode import generate
+from discriminator import (DiscriminatorConfig, LeCam, discriminator_loss, generator_loss,
+                           r1_penalty)
 from magvit2 import published
-from magvit2.blur_discriminator import BlurDiscriminator3d, blur_pool
+from magvit2.blur_discriminator import BlurConfig, BlurDiscriminator3d, blur_pool
 from magvit2.causal_tokenizer import (CAUSAL_TOKENIZERS, AdaptiveNorm, CausalConfig, CausalConv,
                                       CausalTokenizer, Decoder, Encoder, FrameNorm, ResidualBlock,
-                                      Upsample, inflate_last)
+                                      Upsample)
 from magvit2.lookup_free import (OFFICIAL_EPSILON, LookupFreeConfig, LookupFreeQuantizer,
                                  LookupFreeTokenizer, corners, entropies)
 from magvit2.streaming import decode_stream, encode_stream
+from measure.report import report
+from steps import tokenizer_pass
+from tokenizer import inflate
+from train import train
+from training.build import build, build_tokenizer, without_weights
+from training.checkpoint import load_checkpoint, load_network, load_run
+from training.presets import PRESETS
+from transformer import TRANSFORMERS
 
 PRAXIS = ROOT.parent / "shared" / "golden2" / "praxis"
 ACTIVATIONS, GRADIENTS, LOSSES = 1e-5, 1e-4, 2e-6
+TINY = CausalConfig(base_channels=4, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1, bits=6,
+                    norm_groups=4)
 
 
 @pytest.fixture
@@ -310,13 +326,13 @@ def test_sizes_that_do_not_fit_are_refused(causal, shape, words):
 
 @pytest.fixture
 def twins(praxis):
-    """The arrays, a 2D network with theirs, and its causal twin after inflate_last."""
+    """The arrays, a 2D network with theirs, and its causal twin inflated into the last slice."""
     arrays = praxis("inflation_rule")
     config = official2.causal_config(arrays)
     image = CausalTokenizer(replace(config, image=True)).eval()
     official2.fill(image.encoder, below(arrays, "p2d/encoder"), "conv_downsample_layers")
     official2.fill(image.decoder, below(arrays, "p2d/decoder"), "conv_upsample_layers")
-    return arrays, image, inflate_last(image.state_dict(), CausalTokenizer(config)).eval()
+    return arrays, image, inflate(image.state_dict(), CausalTokenizer(config), "last").eval()
 
 
 @torch.no_grad()
@@ -349,10 +365,10 @@ def test_right_after_inflation_frames_0_4_8_are_the_pictures_and_held(twins):
 
 def test_networks_that_are_no_twins_are_not_inflated(causal):
     other = CausalTokenizer(replace(causal.config, image=True, base_channels=8))
-    with pytest.raises(ValueError, match="give both the same sizes"):
-        inflate_last(other.state_dict(), CausalTokenizer(causal.config))
+    with pytest.raises(ValueError, match="give both networks the same sizes"):
+        inflate(other.state_dict(), CausalTokenizer(causal.config), "last")
     with pytest.raises(ValueError, match="missing in 2D"):
-        inflate_last({}, CausalTokenizer(causal.config))
+        inflate({}, CausalTokenizer(causal.config), "last")
 
 
 @pytest.mark.parametrize("sizes", [(17,), (1, 16), (5, 8, 4), (1, 4, 4, 4, 4), (13, 4)])
@@ -450,6 +466,108 @@ def test_the_discriminator_is_googles_and_so_is_r1(praxis, file, deviation):
     gradient = network.conv_in.weight.grad
     theirs = kernel(arrays["r1_grad/conv_first/w"])
     deviation(gradient, theirs, 1e-3, scale=theirs.abs().max().item())
+    # The others are recorded as norms; which parameter is which is told by the values.
+    expected = {float(np.linalg.norm(arrays[f"params/{name}"])): norm for name, norm in
+                zip(arrays["r1_grad_names"].tolist(), arrays["r1_grad_norms"].tolist())}
+    assert len(expected) == len(arrays["r1_grad_names"]) == len(list(network.parameters()))
+    scale = max(expected.values())
+    for name, parameter in network.named_parameters():
+        nearest = min(expected, key=lambda norm: abs(norm - parameter.norm().item()))
+        found = 0.0 if parameter.grad is None else parameter.grad.norm().item()
+        assert found == pytest.approx(expected.pop(nearest), rel=1e-3, abs=1e-5 * scale), name
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_the_losses_and_their_weights_are_googles(praxis, step, deviation):
+    """App. A.2: 5.0 reconstruction, 0.1 adversarial, 0.001 LeCam. LeCam differs: see below."""
+    arrays, weights = below(praxis("vqgan_losses"), f"train/step{step}"), PRESETS["k600-v2"]
+    grad = below(arrays, "grad_g_loss")
+    loss = {name: float(value) for name, value in below(arrays, "loss").items()}
+    made = video(arrays["reconstructed"]).clone().requires_grad_()
+    real, fake = (torch.from_numpy(arrays[f"logits_{name}"][:, 0]).requires_grad_()
+                  for name in ("real", "fake"))
+    reconstruction = weights.reconstruction_weight * F.mse_loss(made, video(arrays["video"]))
+    adversarial = weights.adversarial_weight * generator_loss(fake)
+    deviation(reconstruction, loss["reconstruction_loss"], LOSSES)
+    deviation(adversarial, loss["g_adversarial_loss"], LOSSES)
+    deviation(reconstruction + adversarial + loss["quantizer_loss"], loss["g_loss"], LOSSES)
+    (reconstruction + adversarial).backward()
+    deviation(made.grad, video(grad["reconstructed"]), GRADIENTS)
+    deviation(fake.grad, grad["logits_fake"][:, 0], GRADIENTS)
+    deviation(discriminator_loss(real, fake), loss["d_adversarial_loss"], LOSSES)
+    # Theirs: the averages move first, and each logit is compared with them; the mean comes last.
+    # The first paper's: the batch's mean is compared, and the averages move afterwards.
+    lecam = LeCam()
+    lecam.average_real, lecam.average_fake = torch.from_numpy(arrays["ema_before"].copy())
+    lecam.update(real.mean(), fake.mean())
+    deviation(torch.stack([lecam.average_real, lecam.average_fake]), arrays["ema_after"], LOSSES)
+    theirs = weights.lecam_weight * lecam(real, fake).mean()
+    deviation(theirs, loss["lecam_loss"], LOSSES)
+
+
+def test_the_entropy_weight_is_four_times_its_own_at_first_and_once_after_2000_steps():
+    """App. A.2: annealing factor 3, 2,000 steps, as the first paper's code reads it: added."""
+    config = replace(PRESETS["k600-v2"], tokenizer=TINY, frames=5, resolution=16,
+                     adversarial_weight=0.0, precision="float32")
+    trainee, clip = build(config, "tokenizer"), torch.rand(2, 3, 5, 16, 16)
+    for step, times in ((0, 4.0), (1000, 2.5), (2000, 1.0), (90_000, 1.0)):
+        trainee.step = step
+        terms = tokenizer_pass(trainee, clip, 1.0, config)
+        rest = (5 * terms["reconstruction"] + 0.25 * terms["commitment"] + terms["codebook"])
+        torch.testing.assert_close(terms["loss"] - rest, 0.1 * times * terms["entropy"],
+                                   rtol=1e-4, atol=1e-5)
+
+
+def test_the_presets_of_the_sequel_are_the_appendixs():
+    config = PRESETS["k600-v2"]
+    trainee = without_weights(lambda: build(config, "tokenizer"))
+    counts = {name: sum(p.numel() for p in trainee.networks[name].parameters())
+              for name in ("tokenizer", "discriminator")}
+    assert counts == dict(tokenizer=376_003_221, discriminator=61_341_569)
+    assert type(trainee.networks["discriminator"]) is BlurDiscriminator3d
+    image = without_weights(lambda: build(config, "image"))
+    assert sum(p.numel() for p in image.networks["tokenizer"].parameters()) == 113_053_845
+    assert (config.tokenizer_batch, config.tokenizer_epochs, config.transformer_epochs) == (
+        256, 190, 360)
+    assert (config.decode_schedule, config.decode_temperature) == ("cosine", 32)
+    assert trainee.networks["tokenizer"].latent_shape(*config.clip_shape) == (5, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["v2 huge", "v3 toy"])
+def test_an_unknown_size_is_refused_with_those_there_are(name):
+    with pytest.raises(ValueError, match="choose from B, L, .*v2 appendix, v2 base, v2 toy"):
+        replace(PRESETS["toy-v2"], tokenizer=name).tokenizer_config()
+
+
+def test_pictures_then_video_then_ten_tasks_in_one_command(tmp_path):
+    """train.py toy-v2, a few steps of each: 2D first, inflated, stopped and resumed on the way."""
+    config = replace(PRESETS["toy-v2"], tokenizer=TINY, adversarial_weight=0.1,
+                     discriminator=BlurConfig(base_channels=4, channel_multipliers=(1, 1)),
+                     tokenizer_steps=2, transformer_steps=2, token_pool=8, tokenizer_warmup=1,
+                     transformer_warmup=1, decode_steps=2, transformer=replace(
+                         TRANSFORMERS["toy"], hidden_size=16, num_layers=1, mlp_size=16))
+    seen = []
+    train(config, DataConfig(dataset="shapes"), tmp_path, draw=False,
+          on_step=lambda stage, step, terms: seen.append((str(stage), step)))
+    assert seen == [(stage, step) for stage in ("image", "tokenizer", "transformer")
+                    for step in (0, 1)]
+    image, tokenizer = (load_network(load_checkpoint(tmp_path / f"{name}.pt"))
+                        for name in ("image", "tokenizer"))
+    assert image.config == replace(TINY, image=True) and tokenizer.config == TINY
+    report(tmp_path, clips=2, samples=4)
+    assert (tmp_path / "samples.gif").stat().st_size
+    assert train(config, DataConfig(dataset="shapes"), tmp_path, draw=False)     # all is finished
+    clip, _ = load_batch(MovingShapes("test", 17), 0, 2, seed=0)
+    run = load_run(tmp_path)
+    for task in TASKS:
+        made = generate(run.tokenizer, run.transformer, clip, task,
+                        **run.how(task, torch.zeros(2).long()), **run.config.decoding)
+        assert made.shape == clip.shape
+
+
+def test_a_network_that_has_no_picture_twin_says_so():
+    with pytest.raises(ValueError, match="no 2D tokenizer for a LookupFreeConfig"):
+        build_tokenizer(LookupFreeConfig(), image=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -474,6 +592,44 @@ def open_state(arrays, prefix=""):
         scale = arrays[f"{prefix}s/{name}"] if key.startswith(f"{prefix}q/") else np.float32(1)
         state[name] = torch.from_numpy(values.astype(np.float32) * scale)
     return state
+
+
+@torch.no_grad()
+def test_a_published_picture_network_is_inflated_as_theirs(deviation):
+    """Against Open-MAGVIT2's own inflate_from_image: every parameter's sums, latents, pixels."""
+    image = published.load(open_state(open_arrays("omagvit2_image_tiny.npz"), "r128/"), "image")
+    arrays = open_arrays("omagvit2_inflation_tiny.npz")
+    twin = published.PublishedTokenizer(replace(image.config, image=False)).eval()
+    ours = inflate(image.state_dict(), twin, "last").state_dict()
+    sums = dict(zip(json.loads(str(arrays["keys"])), zip(arrays["sum_f64"], arrays["sumsq_f64"])))
+    assert len(ours) == len(sums)
+    for name, parameter in ours.items():
+        values = parameter.double()
+        assert (values.sum().item(), values.square().sum().item()) == pytest.approx(
+            sums[published.their_name(name, video=True)], rel=1e-6, abs=1e-6), name
+    clip = (torch.from_numpy(arrays["x"]) + 1) / 2
+    deviation(twin.latents(clip), arrays["z17"], 2e-5)
+    deviation(2 * twin.decode(twin.encode(clip)) - 1, arrays["recon17"], 2e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 9, 10, 18])
+@pytest.mark.parametrize("scale", ["unit", "mixed", "soft"])
+def test_the_rebuilt_quantizer_computes_open_magvit2s(bits, scale, deviation):
+    """Their zero is negative; the entropies have 1e-5 in the logarithm; lucidrains clamps there."""
+    found = below(arrays_of(open_arrays("lfq.npz")), f"b{bits}/{scale}")
+    latents = torch.from_numpy(found["x"]).clone().requires_grad_()
+    quantizer = published.PublishedQuantizer(bits, epsilon=OFFICIAL_EPSILON)
+    result = quantizer(latents)
+    assert np.array_equal(result.tokens.numpy(), found["indices"])
+    assert torch.equal(quantizer.lookup(result.tokens).sign(),
+                       torch.from_numpy(found["quantized"]).sign())
+    deviation(result.commitment_loss, found["commit"], LOSSES)
+    position, mean = entropies(latents, epsilon=OFFICIAL_EPSILON)
+    for value, name in ((position, "per_sample"), (mean, "codebook")):
+        deviation(value, found[name], 2e-5)
+        gradient, = torch.autograd.grad(value, latents, retain_graph=True)
+        theirs = found[f"g_{name}"]
+        deviation(gradient, theirs, 2e-4, scale=max(np.abs(theirs).max(), 1e-12))
 
 
 @pytest.mark.parametrize("case", ["S5", "T1", "T9", "T17", "T33", "odd"])

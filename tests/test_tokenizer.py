@@ -4,9 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from tokenizer import (TOKENIZERS, Downsample, ImageTokenizer, TokenizerConfig, Upsample,
-                       VectorQuantizer, VideoTokenizer, entropy_loss, inflate)
+from tokenizer import (TOKENIZERS, ImageTokenizer, TokenizerConfig, Upsample, VectorQuantizer,
+                       VideoTokenizer, entropy_loss, inflate)
 
 TINY = TokenizerConfig(base_channels=8, channel_multipliers=(1, 2), temporal_downsample=(True,),
                        num_res_blocks=1, codebook_size=12, embedding_dim=6, norm_groups=4)
@@ -50,7 +51,7 @@ def test_3d_down_sampling_comes_first_in_the_encoder_and_last_in_the_decoder():
     with torch.device("meta"):
         tokenizer = VideoTokenizer(TOKENIZERS["B"])
     strides = {part: [layer.stride for layer in getattr(tokenizer, part)
-                      if isinstance(layer, (Downsample, Upsample))]
+                      if isinstance(layer, (nn.AvgPool3d, Upsample))]
                for part in ("encoder", "decoder")}
     assert strides["encoder"] == [(2, 2, 2), (2, 2, 2), (1, 2, 2)]
     assert strides["decoder"] == strides["encoder"][::-1]
@@ -217,7 +218,7 @@ def test_inflation_refuses_a_network_that_is_no_twin():
         inflate(two_d.state_dict(), VideoTokenizer(replace(TINY, base_channels=16)))
     with pytest.raises(ValueError, match="missing in 2D: that network is not its twin"):
         inflate({}, VideoTokenizer(TINY))
-    with pytest.raises(ValueError, match="'mean'; choose 'central' or 'average'"):
+    with pytest.raises(ValueError, match="'mean'; choose 'central' or 'average', or 'last'"):
         inflate(two_d.state_dict(), VideoTokenizer(TINY), "mean")
 
 

@@ -36,22 +36,24 @@ from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
 # Another network is one line here: its configuration's type, and its class.
 TOKENIZER_TYPES: dict[type, type[nn.Module]] = {TokenizerConfig: VideoTokenizer}
+IMAGE_TOKENIZER_TYPES: dict[type, Callable] = {TokenizerConfig: ImageTokenizer}       # 2D twins
+DISCRIMINATOR_TYPES: dict[type, dict[str, type[nn.Module]]] = {                       # by stage
+    DiscriminatorConfig: dict(tokenizer=Discriminator3d, image=Discriminator2d)}
 TRANSFORMER_TYPES: dict[type, type[nn.Module]] = {TransformerConfig: MaskedTransformer}
 # Rooms that add to these when they are imported, by the types that a checkpoint may name.
 ADDED_BY = {"PrefixConfig": "comparisons.baselines", "WindowConfig": "comparisons.baselines",
             "AutoregressiveConfig": "comparisons.autoregressive",
             "LookupFreeConfig": "magvit2.lookup_free", "CausalConfig": "magvit2.causal_tokenizer",
-            "PublishedConfig": "magvit2.published"}
+            "BlurConfig": "magvit2.blur_discriminator", "PublishedConfig": "magvit2.published"}
 
 
 def build_tokenizer(config, image: bool = False) -> nn.Module:
-    """The tokenizer of a configuration of a type in TOKENIZER_TYPES; image: the 2D-VQ."""
-    if image:
-        return ImageTokenizer(config)
-    if type(config) not in TOKENIZER_TYPES:
-        raise ValueError(f"no tokenizer for a {type(config).__name__}; add the type and its class "
-                         "to TOKENIZER_TYPES in training/build.py")
-    return TOKENIZER_TYPES[type(config)](config)
+    """The tokenizer of a configuration of a type in TOKENIZER_TYPES; image: its 2D twin."""
+    types = IMAGE_TOKENIZER_TYPES if image else TOKENIZER_TYPES
+    if type(config) not in types:
+        raise ValueError(f"no {'2D ' * image}tokenizer for a {type(config).__name__}; add the type "
+                         f"and its class to {'IMAGE_' * image}TOKENIZER_TYPES in training/build.py")
+    return types[type(config)](config)
 
 
 def build_transformer(config: TransformerConfig) -> nn.Module:
@@ -114,11 +116,10 @@ def build_networks(config: TrainConfig, stage: str, *, num_classes: int = 0,
         networks = dict(transformer=build_transformer(
             transformer_config(config, num_classes, tokenizer)))
     else:
-        two_d = stage == "image"
-        networks = dict(tokenizer=build_tokenizer(config.tokenizer_config(), two_d))
+        networks = dict(tokenizer=build_tokenizer(config.tokenizer_config(), stage == "image"))
         if config.adversarial_weight:
-            discriminator = Discriminator2d if two_d else Discriminator3d
-            networks |= dict(discriminator=discriminator(config.discriminator_config()),
+            size = config.discriminator_config()
+            networks |= dict(discriminator=DISCRIMINATOR_TYPES[type(size)][stage](size),
                              lecam=LeCam())
         networks["ema"] = copy.deepcopy(networks["tokenizer"]).requires_grad_(False)
     for network in networks.values():
@@ -174,7 +175,7 @@ def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int,
         raise ValueError(f"start_local needs a hidden size that 16 divides, got {size.hidden_size}")
     if config.init and config.inflate:
         raise ValueError("init and inflate both say where the tokenizer starts; give one of them")
-    if config.codebook_from_data and not hasattr(tokenizer, "quantizer"):
+    if config.codebook_from_data and not hasattr(getattr(tokenizer, "quantizer", 0), "codebook"):
         raise ValueError(f"a {type(tokenizer).__name__} has no codebook to start; give "
                          "--no-codebook-from-data")
 
@@ -199,7 +200,7 @@ def from_plain(values: dict, kind: type | None = None):
     name = values.get("type") or kind.__name__
     if name in ADDED_BY:
         importlib.import_module(ADDED_BY[name])
-    types = [TrainConfig, DataConfig, DiscriminatorConfig, *TOKENIZER_TYPES, *TRANSFORMER_TYPES]
+    types = [TrainConfig, DataConfig, *DISCRIMINATOR_TYPES, *TOKENIZER_TYPES, *TRANSFORMER_TYPES]
     by_name = {each.__name__: each for each in types}
     if name not in by_name:
         raise ValueError(f"a checkpoint has a configuration of type {name}; known are "

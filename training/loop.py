@@ -189,6 +189,7 @@ def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
             for optimizer in stage.trainee.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = rate
+            stage.trainee.step = step
             torch.manual_seed(seed_of(config.seed, processes.rank, step))            # dropout
             terms = average_terms(stage.step(stage.trainee, batch, config))
             refuse_nonfinite(stage.name, step, terms, saved, path)

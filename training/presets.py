@@ -14,6 +14,7 @@ Run:    python -m training.presets        each preset in a line: sizes, tasks, e
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,6 +29,24 @@ from transformer import TRANSFORMERS, TransformerConfig
 TASK_SETS = {"MT8": MT8, "MT10": MT10}
 CLIPS, NETWORKS = partial(setting, "clips"), partial(setting, "networks")
 DECODING = partial(setting, "decoding", may_change=True)
+
+
+# Where the sizes of MAGVIT-v2 are, which are asked for as "v2 appendix" and so on.
+SEQUEL = {"tokenizer": ("magvit2.causal_tokenizer", "CAUSAL_TOKENIZERS"),
+          "discriminator": ("magvit2.blur_discriminator", "BLUR_DISCRIMINATORS")}
+
+
+def named(kind: str, name: str, sizes: dict, instead: str = ""):
+    """A network's configuration by its name. ValueError, with the names, where there is none."""
+    module, table = SEQUEL[kind]
+    known = sizes
+    if name.startswith("v2 "):
+        known = {f"v2 {size}": config
+                 for size, config in getattr(importlib.import_module(module), table).items()}
+    if name not in known:
+        raise ValueError(f"{kind} {name!r} is unknown; {instead}choose from {', '.join(sizes)}, or "
+                         "v2 appendix, v2 base, v2 toy")
+    return known[name]
 
 
 def settings_of(stage: str) -> str:
@@ -60,7 +79,8 @@ class TrainConfig(Recipe):
     tokenizer_beta1: float = STAGE_1(0.0, "of Adam, App. B.2")
     tokenizer_beta2: float = STAGE_1(0.99, "of Adam, App. B.2")
     codebook_from_data: bool = STAGE_1(False, "ours: codes start at latents of the first clips")
-    inflate: str = STAGE_1("", "central or average: start from the run's 2D-VQ (--stage image)")
+    inflate: str = STAGE_1("", "central, average or last: start from the run's 2D-VQ, which is "
+                           "trained first where it is not there (--stage image)")
     lpips_weights: str = STAGE_1("", "folder with the weights of the perceptual loss",
                                  may_change=True)
 
@@ -109,19 +129,16 @@ class TrainConfig(Recipe):
     def tokenizer_config(self):
         config = self.tokenizer
         if not dataclasses.is_dataclass(config):
-            if config not in TOKENIZERS:
-                raise ValueError(f"tokenizer {config!r} is unknown; choose from "
-                                 f"{' '.join(TOKENIZERS)}")
-            config = TOKENIZERS[config]
+            config = named("tokenizer", config, TOKENIZERS)
+        if self.padding and not hasattr(config, "padding"):
+            raise ValueError(f"--padding {self.padding}: a {type(config).__name__} has its own")
         return replace(config, padding=self.padding) if self.padding else config
 
     def discriminator_config(self) -> DiscriminatorConfig:
         config = self.discriminator or self.tokenizer
         if not isinstance(config, DiscriminatorConfig):
-            if config not in DISCRIMINATORS:
-                raise ValueError(f"discriminator {config!r} is unknown; give --discriminator, one "
-                                 f"of {' '.join(DISCRIMINATORS)}, or --adversarial-weight 0")
-            config = DISCRIMINATORS[config]
+            config = named("discriminator", config, DISCRIMINATORS,
+                           "give --adversarial-weight 0, or with --discriminator ")
         return replace(config, resolution=self.clip_shape)
 
     def steps(self, stage: str, videos: int) -> tuple[int, int]:
@@ -136,7 +153,7 @@ class TrainConfig(Recipe):
         for schedule in (self.mask_schedule, self.decode_schedule):
             mask_ratio(torch.ones(1), schedule)
         for field, choices in (("precision", ("auto", "bf16", "float32")),
-                               ("inflate", ("", "central", "average"))):
+                               ("inflate", ("", "central", "average", "last"))):
             if getattr(self, field) not in choices:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; choose "
                                  + " or ".join(", ".join(filter(None, choices)).rsplit(", ", 1)))
@@ -210,7 +227,7 @@ def _paper_preset(dataset: str, size: str) -> TrainConfig:
         transformer_epochs=EPOCHS[dataset][2 + large], tokenizer_batch=256 if large else 128)
 
 
-DRAWN = ("toy",)                         # presets whose clips are drawn, unless --data gives others
+DRAWN = "toy", "toy-v2"                  # presets whose clips are drawn, unless --data gives others
 PRESETS = {
     # Ours: the whole paper on a laptop.
     "toy": TrainConfig(
@@ -227,6 +244,14 @@ PRESETS = {
        for dataset in DATASETS for size in "BL"},
     "web-H": _paper_preset("web", "H"),                      # App. A.2: H for web videos only
 }
+# MAGVIT-v2, App. A.1 and A.2. Stage 2 predicts all 2^18 codes at once: docs/magvit2.md.
+PRESETS["k600-v2"] = replace(
+    PRESETS["k600-L"], frames=17, tokenizer="v2 appendix", inflate="last", reconstruction_weight=5.0,
+    entropy_boost=3.0, tokenizer_epochs=190, transformer_epochs=360,
+    decode_schedule="cosine", decode_temperature=32.0)
+PRESETS["toy-v2"] = replace(
+    PRESETS["toy"], frames=17, tokenizer="v2 toy", inflate="last", reconstruction_weight=5.0,
+    codebook_from_data=False, entropy_boost=3.0, entropy_boost_steps=200)
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def start_stage(trainee: Trainee, stage: str, config: TrainConfig, source: ClipS
     elif config.inflate and stage == "tokenizer":
         state = load_checkpoint(run / "image.pt")
         inflate(state["ema"], tokenizer, config.inflate)
-        if "discriminator" in trainee.networks:
+        if "discriminator" in trainee.networks and config.inflate != "last":
             inflate(state["discriminator"], trainee.networks["discriminator"], config.inflate)
     elif config.codebook_from_data:
         device = next(tokenizer.parameters()).device
