@@ -235,35 +235,29 @@ def transformer_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dic
 
 def main() -> None:
     """Both stages on two clips of the toy, over and over, with the adversary: term by term."""
-    from commit import tokenize_condition              # the demo alone looks up to the wings
-    from data.clips import load_batch
-    from data.moving_shapes import MovingShapes
+    from data.moving_shapes import MovingShapes        # the demo alone looks up to the wings
+    from data.source import load_batch
     from training.build import build
     from training.presets import PRESETS
+    from training.tokens import Processes, TokenSource
 
-    config = replace(PRESETS["toy"], adversarial_weight=0.1, tokenizer_rate=1e-3)
+    config = replace(PRESETS["toy"], adversarial_weight=0.1, tokenizer_rate=1e-3, tasks=("FP",),
+                     transformer_batch=2, token_pool=0)
     torch.manual_seed(0)
-    video, label = load_batch(MovingShapes(), 0, 2, seed=0)
+    video, _ = load_batch(MovingShapes(), 0, 2, seed=0)
     stage_1, stage_2 = build(config, "tokenizer"), build(config, "transformer", num_classes=16)
     rows = [tokenizer_step(stage_1, video, config) for _ in range(11)]
     print("stage 1                   step 0    step 5   step 10")
     for term in (term for term, value in rows[0].items() if value.ndim == 0):
         print(f"  {term:22}" + "".join(f"{row[term].item():10.3g}" for row in rows[::5]))
-
-    tokenizer = stage_1.networks["tokenizer"]
-    tokens = tokenizer.encode(video).flatten(1)
-    condition_tokens, is_pad = tokenize_condition(tokenizer, video, "FP")
-    scores, r = torch.rand(tokens.shape), torch.full((2,), 0.5)
-    no_class = torch.full_like(label, 16)
-    batch = TokenBatch("FP", tokens, condition_tokens, is_pad, no_class, scores, r)
-    masked = scores <= cutoff_score(scores, mask_ratio(r))[:, None]
-    parts = dict(refine=masked & ~is_pad, mask=masked & is_pad, reconstruct=~masked)
+    batch = TokenSource(stage_1.networks["tokenizer"], MovingShapes(), config, Processes())(6)
+    masked = batch.scores <= cutoff_score(batch.scores, mask_ratio(batch.r))[:, None]
+    parts = dict(refine=masked & ~batch.is_pad, mask=masked & batch.is_pad, reconstruct=~masked)
     rows = [transformer_step(stage_2, batch, config) for _ in range(11)]
-    print(f"\nstage 2: cross-entropy per token in nats; ln K = 4.85 is guessing")
+    print("\nstage 2: cross-entropy per token in nats; ln K = 4.85 is guessing")
     for part, case in parts.items():             # the log has shares of the mean over all tokens
-        share = case.float().mean()
         print(f"  {part:11} {int(case.sum()):4} tokens" + "".join(
-            f"{row[part].item() / share:10.3f}" for row in rows[::5]))
+            f"{row[part].item() / case.float().mean():10.3f}" for row in rows[::5]))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from measure.pretrained import load_lpips
 from measure.report import report
 from steps import TokenBatch, tokenizer_step, transformer_step
 from training.build import build, refuse_impossible
-from training.checkpoint import is_there, load_checkpoint, load_network
+from training.checkpoint import is_finished, load_checkpoint, load_network
 from training.command import parse
 from training.loop import Processes, Stage, TokenizerWatch, fit, start_processes
 from training.plan import doubts, plan
@@ -53,11 +53,10 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
           draw: bool = True, prepare: Callable[[Stage], None] = lambda stage: None) -> bool:
     """Train in the folder `run`, or go on there. True when the end was reached.
 
-    data: where videos are, or any ClipSource. stage: "image" (the 2D ancestor), "tokenizer",
-    "transformer", or "all" that the run needs. on_step(stage, step, terms) is called after every
-    step, in the first process; what it returns is logged. tokens(step) stands in for tokenizing
-    clips in stage 2. draw: end with pictures and numbers. prepare(stage) may change a stage before
-    it begins.
+    data: where videos are, or any ClipSource. stage: "image" (2D), "tokenizer", "transformer", or
+    "all" that the run needs. on_step(stage, step, terms) is called after every step, in the first
+    process; what it returns is logged. tokens(step) stands in for tokenizing clips in stage 2.
+    draw: end with pictures and numbers. prepare(stage) may change a stage before it begins.
     Raises ValueError where settings cannot work together, before anything is trained.
     """
     run = Path(run)
@@ -74,9 +73,7 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
         raise ValueError(f"clips of the data are {'x'.join(map(str, shape))} (T x H x W); the run "
                          f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
                          "--resolution, or the data")
-    image = run / "image.pt"
-    first = ["image"] if config.inflate and not (
-        is_there(image) and load_checkpoint(image)["finished"]) else []
+    first = ["image"] if config.inflate and not is_finished(run / "image.pt") else []
     stages = {"all": [*first, "tokenizer", "transformer"]}.get(stage, [stage])
     if not set(stages) <= {"image", "tokenizer", "transformer"}:
         raise ValueError(f"stage {stage!r} is unknown; choose all, image, tokenizer or transformer")

@@ -8,12 +8,8 @@ Shapes  video (B, 3, 1 + 4k, H, W) -> Encoder -> latents (B, bits, 1 + k, H/8, W
 
 Read    CausalConv, FrameNorm: what makes it causal. Then Encoder, Decoder, CausalTokenizer.
 
-What differs from the first paper's network (tokenizer.py): time is padded before and never after,
-by copies of the first frame; group norm is of each frame by itself; down-sampling is a strided
-convolution, up-sampling a convolution whose channels become places, of which the first frames
-are dropped; the decoder is told the codes again before each stage (AdaptiveNorm).
-
-Not here: the quantizer (lookup_free.py), inflation (tokenizer.inflate, mode "last").
+Not here: the quantizer (lookup_free.py), inflation (tokenizer.inflate, mode "last"), what differs
+        from the first paper's network and why (docs/magvit2.md).
 
 Run:    python -m magvit2.causal_tokenizer   parameters, latents, and who sees whom
 """
@@ -152,6 +148,12 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + self.main(x)
 
 
+def residual_blocks(channels_in: int, channels_out: int, config: CausalConfig) -> Layers:
+    """config.num_res_blocks of them; the first changes the width."""
+    return Layers(*(ResidualBlock(channels_out if n else channels_in, channels_out, config)
+                    for n in range(config.num_res_blocks)))
+
+
 class AdaptiveNorm(nn.Module):
     """Group norm whose scale and shift are linear in the codes, at each position."""
 
@@ -197,17 +199,14 @@ class Encoder(nn.Module):
 
     def __init__(self, config: CausalConfig):
         super().__init__()
-        widths, (conv, norm, *_) = config.widths, config.kinds
-        blocks = range(config.num_res_blocks)
+        widths, (conv, norm, *_, down_kernel) = config.widths, config.kinds
         self.first = conv(3, widths[0], config, bias=False)
-        self.stages = nn.ModuleList()
-        for before, width in zip([widths[0], *widths], widths):
-            self.stages.append(nn.ModuleDict(dict(blocks=Layers(*(
-                ResidualBlock(width if n else before, width, config) for n in blocks)))))
+        self.stages = nn.ModuleList(
+            nn.ModuleDict(dict(blocks=residual_blocks(before, width, config)))
+            for before, width in zip([widths[0], *widths], widths))
         for stage, width, stride in zip(self.stages, widths, config.strides):
-            stage["down"] = conv(width, width, config, kernel=config.kinds.down_kernel,
-                                 stride=stride)
-        self.mid = Layers(*(ResidualBlock(widths[-1], widths[-1], config) for _ in blocks))
+            stage["down"] = conv(width, width, config, kernel=down_kernel, stride=stride)
+        self.mid = residual_blocks(widths[-1], widths[-1], config)
         self.last = nn.Sequential(norm(widths[-1], config), nn.SiLU(),
                                   conv(widths[-1], config.bits, config, kernel=(1, 1, 1)))
 
@@ -228,15 +227,13 @@ class Decoder(nn.Module):
     def __init__(self, config: CausalConfig):
         super().__init__()
         conv, norm, adaptive, upsample, _ = config.kinds
-        widths, blocks = config.widths, range(config.num_res_blocks)
+        widths = config.widths
         self.first = conv(config.bits, widths[-1], config)
-        self.mid = Layers(*(ResidualBlock(widths[-1], widths[-1], config) for _ in blocks))
-        self.stages = nn.ModuleList()
-        for before, width in zip([*widths[1:], widths[-1]], widths):
-            self.stages.append(nn.ModuleDict(dict(
-                norm=adaptive(before, config),
-                blocks=Layers(*(ResidualBlock(width if n else before, width, config)
-                                for n in blocks)))))
+        self.mid = residual_blocks(widths[-1], widths[-1], config)
+        self.stages = nn.ModuleList(
+            nn.ModuleDict(dict(norm=adaptive(before, config),
+                               blocks=residual_blocks(before, width, config)))
+            for before, width in zip([*widths[1:], widths[-1]], widths))
         for stage, width, stride in zip(self.stages[1:], widths[1:], config.strides):
             stage["up"] = upsample(width, stride, config)
         self.last = nn.Sequential(norm(widths[0], config), nn.SiLU(), conv(widths[0], 3, config))
@@ -271,14 +268,11 @@ class CausalTokenizer(VideoTokenizer):
     def latent_shape(self, T: int, H: int, W: int) -> Triple:
         """(t, h, w) of a (T, H, W) video: T is 1 + a multiple. ValueError where it is not."""
         factors = [math.prod(axis) for axis in zip(*self.config.strides)]
-        if T < 1 or (T - 1) % factors[0]:
-            raise ValueError(f"T={T} frames; this tokenizer needs 1 more than a multiple of "
-                             f"{factors[0]}: cut the video")
-        for name, size, factor in zip("HW", (H, W), factors[1:]):
-            if size % factor or size == 0:
-                raise ValueError(f"{name}={size} pixels; this tokenizer needs a multiple of "
-                                 f"{factor}: crop or resize the video")
-        return 1 + (T - 1) // factors[0], H // factors[1], W // factors[2]
+        for name, size, factor, first in zip("THW", (T, H, W), factors, (1, 0, 0)):
+            if size < 1 or (size - first) % factor:
+                raise ValueError(f"{name}={size} frames or pixels; this tokenizer needs "
+                                 f"{'1 more than ' * first}a multiple of {factor}: cut the video")
+        return (T + self.lead) // factors[0], H // factors[1], W // factors[2]
 
     def _run(self, network: nn.Module, x: Tensor) -> Tensor:
         return network(x.contiguous(memory_format=torch.channels_last_3d))

@@ -7,11 +7,6 @@ Shapes  a checkpoint, or its state dict -> load -> PublishedTokenizer, with Vide
 
 Read    the four layers that differ from causal_tokenizer.py; THEIRS, load.
 
-They differ in more than the weights: zeros around instead of copies of the edge; group norm over
-(T, H, W) jointly, so that only the convolutions are causal; kernels of 3 that halve; a style for
-each clip, mean and deviation of its codes, instead of codes at each place; of the two frames that
-the first one becomes, the first is kept; pixels in [-1, 1]; a latent of 0 is negative.
-
 Run:    python -m magvit2.published                         what there is, and from where
         python -m magvit2.published FILE video in.mp4 out.mp4    through the tokenizer and back
 """

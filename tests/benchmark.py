@@ -1,6 +1,7 @@
 """Step time and peak memory of both stages: a table for the README, never a pass or fail.
 
     python tests/benchmark.py            toy, B, L and H on this machine (a GPU, if there is one)
+    python tests/benchmark.py entropies  MAGVIT-v2's entropy loss over 2^18 codes, by halves and not
 
 Each row runs in a process of its own, so that peak memory is its own. Made-up clips; the time is
 the median of the steps after the first (one, where there are two). Beside the memory that the
@@ -31,6 +32,35 @@ ROWS = [("toy", "tokenizer", 4, 12), ("toy", "transformer", 16, 12),
         ("web-H", "transformer", 1, 3)]
 
 
+def entropies_over_all_codes(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What magvit2.lookup_free.entropies is, as it is written down: positions x 2^bits."""
+    bits = latents.shape[1]
+    cube = 2.0 * (torch.arange(2 ** bits)[:, None] >> torch.arange(bits) & 1) - 1
+    flat = latents.movedim(1, -1).reshape(-1, bits)
+    log_probability = (2 / 0.01 * flat @ cube.T).log_softmax(1)
+    probability = log_probability.exp()
+    mean = probability.mean(0)
+    return -(probability * log_probability).sum(1).mean(), torch.special.entr(mean).sum()
+
+
+def measure_entropies(way: str) -> str:
+    """One row: forward and backward for a clip of 17x128x128, 1,280 tokens of 18 bits."""
+    from magvit2.lookup_free import entropies
+    generator = torch.Generator().manual_seed(0)
+    latents = (0.01 * torch.randn(1, 18, 5, 16, 16, generator=generator)).requires_grad_()
+    entropy = entropies if way == "by halves" else entropies_over_all_codes
+    sum(entropy(latents[..., :2])).backward()                     # what a first call loads
+    latents.grad = None
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.perf_counter()
+    position, mean = entropy(latents)
+    (position - mean).backward()
+    seconds = time.perf_counter() - begin
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return (f"| {way} | {1000 * seconds:,.0f} ms | {amount(peak)} | {position:.4f} | {mean:.4f} | "
+            f"{latents.grad.norm():.4f} |")
+
+
 def measure(preset: str, stage: str, batch: int, steps: int) -> str:
     """One row: seconds a step, and peak memory as measured and as counted."""
     config = replace(PRESETS[preset], recompute=preset.endswith(("L", "H")))
@@ -55,7 +85,14 @@ def measure(preset: str, stage: str, batch: int, steps: int) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["entropies"]:
+        print("| entropies | forward, backward | more memory | of a position | of the mean | "
+              "gradient |\n|---|---|---|---|---|---|", flush=True)
+        for way in ("by halves", "over all codes"):
+            subprocess.run([sys.executable, __file__, "entropies", way], check=True)
+    elif sys.argv[1:2] == ["entropies"]:
+        print(measure_entropies(sys.argv[2]))
+    elif len(sys.argv) > 1:
         print(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
     else:
         print("| preset | stage | batch | step | peak memory | counted |", flush=True)

@@ -314,8 +314,8 @@ def test_a_clips_first_latent_and_frame_are_its_pictures(causal, generator):
 
 
 @pytest.mark.parametrize("shape, words", [
-    ((16, 16, 16), "T=16 frames; this tokenizer needs 1 more than a multiple of 4"),
-    ((17, 12, 16), "H=12 pixels; this tokenizer needs a multiple of 8")])
+    ((16, 16, 16), "T=16 frames or pixels; this tokenizer needs 1 more than a multiple of 4"),
+    ((17, 12, 16), "H=12 frames or pixels; this tokenizer needs a multiple of 8")])
 def test_sizes_that_do_not_fit_are_refused(causal, shape, words):
     with pytest.raises(ValueError, match=words):
         causal.latents(torch.rand(1, 3, *shape))

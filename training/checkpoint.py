@@ -70,6 +70,11 @@ def is_there(path: Path) -> bool:
     return path.exists() or previous(path).exists()
 
 
+def is_finished(path: Path) -> bool:
+    """Whether a stage's checkpoint is that of its last step."""
+    return is_there(path) and load_checkpoint(path)["finished"]
+
+
 def read_checkpoint(path: Path) -> dict:
     """The dict in one file. ValueError, in one line, where it is damaged or not one of ours."""
     try:
