@@ -79,7 +79,7 @@ def encode_long(tokenizer: nn.Module, frames: Iterable[np.ndarray], window: int 
     Sizes that do not divide are padded by their right and lower edge (decode_long crops).
     """
     device = next(tokenizer.parameters()).device
-    factors = [64 // size for size in tokenizer.latent_shape(64, 64, 64)[1:]]
+    factors = [64 // size for size in tokenizer.latent_shape(window, 64, 64)[1:]]
     for clip in windows(frames, window, overlap):
         video = to_float(clip[None]).to(device)                              # (1, 3, T, H, W)
         down, right = (max(2 * factor, math.ceil(size / factor) * factor) - size

@@ -74,12 +74,10 @@ def main() -> None:
     with torch.device("meta"):
         network = BlurDiscriminator3d(BlurConfig(resolution=(17, 128, 128)))
     print(f"at 17x128x128: {sum(p.numel() for p in network.parameters()):,} parameters")
-    point = torch.zeros(1, 1, 1, 1, 8)
-    point[..., 4] = 1
+    point = torch.eye(8)[4].view(1, 1, 1, 1, 8)
     for name, pool in (("pairs", pool_by_two), ("blur", blur_pool)):
-        for shift in (0, 1):
-            print(f"{name:5}  a point at {4 + shift}:", pool(point.roll(shift), (False, False, True)
-                                                             ).flatten().tolist())
+        print(f"{name:5}  a point halved, and its neighbour:", *(
+            pool(x, (False, False, True)).flatten().tolist() for x in (point, point.roll(1))))
 
 
 if __name__ == "__main__":

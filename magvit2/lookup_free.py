@@ -101,9 +101,6 @@ def corners(probability: Tensor) -> Tensor:
     return codes
 
 
-# ---------------------------------------------------------------------------------------------
-# Inside the first paper's network
-
 @dataclass(frozen=True)
 class LookupFreeConfig(TokenizerConfig):
     """The first paper's network with signs for codes: `bits` says K = 2^bits and D = bits."""
@@ -130,15 +127,13 @@ TOKENIZER_TYPES[LookupFreeConfig] = LookupFreeTokenizer
 
 
 def main() -> None:
-    quantizer = LookupFreeQuantizer(3)
-    tokens = torch.arange(8).view(8, 1, 1, 1)
-    print("token   signs, channel 0 first")
-    for token, code in zip(range(8), quantizer.lookup(tokens)[:, :, 0, 0, 0].int().tolist()):
-        print(f"{token:5}   " + " ".join(f"{sign:+}" for sign in code))
-    print("latents are  entropy of a position   of the mean, 18 bits [nats]")
+    codes = LookupFreeQuantizer(3).lookup(torch.arange(8).view(8, 1, 1, 1))
+    for token, code in enumerate(codes.flatten(1).tolist()):
+        print(f"token {token} has the signs", *(f"{sign:+.0f}" for sign in code))
+    print("18 bits, latents of  entropy of a position   of the mean [nats]")
     for size in (0.001, 0.01, 0.1):
         latents = size * torch.randn(1, 18, 5, 16, 16, generator=torch.Generator().manual_seed(0))
-        print(f"{size:11} {entropies(latents)[0]:23.3f} {entropies(latents)[1]:13.3f}")
+        print(f"{size:19} {entropies(latents)[0]:22.3f} {entropies(latents)[1]:13.3f}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ Shapes  a checkpoint, or its state dict -> load -> PublishedTokenizer, with Vide
 
 Read    the four layers that differ from causal_tokenizer.py; THEIRS, load.
 
-Run:    python -m magvit2.published                         what there is, and from where
-        python -m magvit2.published FILE video in.mp4 out.mp4    through the tokenizer and back
+Not here: which files there are, and where (docs/magvit2.md).
+
+Run:    python -m magvit2.published FILE video in.mp4 out.mp4    through the tokenizer and back
 """
 from __future__ import annotations
 
@@ -26,18 +27,6 @@ from magvit2.causal_tokenizer import CausalConfig, CausalConv, CausalTokenizer, 
 from magvit2.lookup_free import LookupFreeQuantizer
 from training.build import TOKENIZER_TYPES
 
-# Repository at huggingface.co/TencentARC, file, and what its authors report. The repository says
-# nothing of the licence of the weights; no hashes were at hand.
-FILES = {
-    "video": [("Open-MAGVIT2-Tokenizer-262144-Video", "video_128_262144.ckpt", "rFVD 16, UCF-101")],
-    "image": [("Open-MAGVIT2-Tokenizer-128-resolution", "imagenet_128_L.ckpt", "rFID 1.18"),
-              ("Open-MAGVIT2-Tokenizer-256-resolution", "imagenet_256_L.ckpt", "rFID 1.17"),
-              ("Open-MAGVIT2-Tokenizer-16384-Pretrain", "pretrain256_16384.ckpt", "rFID 2.55"),
-              ("Open-MAGVIT2-Tokenizer-262144-Pretrain", "pretrain256_262144.ckpt", "rFID 1.67")]}
-
-
-# ---------------------------------------------------------------------------------------------
-# What differs
 
 class ZeroConv(CausalConv):
     """Zeros around: in time before only, in space half a kernel on both sides."""
@@ -158,8 +147,8 @@ def load(path_or_state: str | Path | dict, kind: str) -> PublishedTokenizer:
     the names removed, are preferred where they are. ValueError names what is missing or has
     another shape.
     """
-    if kind not in FILES:
-        raise ValueError(f"kind {kind!r} is unknown; choose from {' '.join(FILES)}")
+    if kind not in ("video", "image"):
+        raise ValueError(f"kind {kind!r} is unknown; choose video or image")
     state = path_or_state if isinstance(path_or_state, dict) else torch.load(
         path_or_state, map_location="cpu", weights_only=True)
     state, video = state.get("state_dict", state), kind == "video"
@@ -182,11 +171,8 @@ def load(path_or_state: str | Path | dict, kind: str) -> PublishedTokenizer:
 
 
 def main() -> None:
-    if len(sys.argv) < 5:
-        for kind, rows in FILES.items():
-            for repository, file, reported in rows:
-                print(f"{kind}  huggingface.co/TencentARC/{repository}  {file}  ({reported})")
-        return
+    if len(sys.argv) != 5:
+        return print(__doc__)
     from data.clips import read_video, write_video              # the command alone
     from data.source import to_float
     from measure.metrics import frames_of, psnr

@@ -47,9 +47,8 @@ def encode_stream(tokenizer: CausalTokenizer, pieces: Iterable[Tensor]) -> Itera
     """
     with streaming(tokenizer.encoder):
         for number, piece in enumerate(pieces):
-            if number and not piece.shape[2]:
-                raise ValueError("a piece has no frames; leave it out")
-            tokenizer.latent_shape(piece.shape[2] + bool(number), *piece.shape[3:])
+            T, *size = piece.shape[2:]
+            tokenizer.latent_shape(T + 1 if number and T else T, *size)
             yield tokenizer.quantizer.tokens(tokenizer._run(tokenizer.encoder, piece))
 
 
