@@ -203,8 +203,10 @@ def vocabulary(folder: Path, steps: int) -> None:
             config = replace(
                 PRESETS["toy"], tokenizer=sizes, tokenizer_steps=steps, transformer_steps=3 * steps,
                 token_pool=720, tasks=("CG",), **{} if name == "VQ" else dict(
-                    codebook_from_data=False, entropy_weight=0.1, entropy_boost=3.0,
-                    entropy_boost_steps=200, reconstruction_weight=5.0, tokenizer_rate=2e-3))
+                    codebook_from_data=False, reconstruction_weight=5.0, tokenizer_rate=2e-3,
+                    # With less, 4 bits use 3 of their 16 codes; 10 bits use most in any case.
+                    entropy_weight=0.1 if bits < 10 else 0.03, entropy_boost=3.0,
+                    entropy_boost_steps=200))
             train(config, FineShapes(), folder / f"{name}-{bits}", draw=False)
             run = load_run(folder / f"{name}-{bits}")
             row = evaluate_reconstruction(run.tokenizer, FineShapes("test"), 48)

@@ -62,6 +62,9 @@ def plan(name: str, config: TrainConfig) -> str:
             if part not in ("ema", "lecam"):
                 count = sum(p.numel() for p in network.parameters())
                 lines.append(f"{part:14} {count:>12,} parameters")
+    if config.inflate:
+        lines.append("\nstage image comes first, where it is not there: the 2D tokenizer, for as "
+                     "many steps as the other")
     for stage in stages:
         steps, warmup = config.steps(stage, config.train_videos)
         batch = getattr(config, f"{stage}_batch")
