@@ -221,9 +221,9 @@ def vocabulary(folder: Path, steps: int) -> None:
     panels = [("", "bits of a token", words, {
         name: ([row["bits"] for row in rows], [value(row) for row in rows])
         for name, rows in results.items()}) for words, value in (
-            ("reconstruction: PSNR [dB]", lambda row: row["psnr"]),
+            ("reconstruction [dB]", lambda row: row["psnr"]),
             ("codes used", lambda row: row["codes_used"]),
-            ("generation: PSNR to the nearest clip [dB]", lambda row: row["nearest"]))]
+            ("sample to nearest clip [dB]", lambda row: row["nearest"]))]
     draw_curves(ROOT / "assets/vocabulary.png", panels, size=(4, 3))
 
 

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from commit import TASKS, is_padding, tokenize_condition
 from data.clips import DataConfig
 from data.moving_shapes import MovingShapes
-from data.source import load_batch
+from data.source import load_batch, to_float
 from decode import generate
 from discriminator import (DiscriminatorConfig, LeCam, discriminator_loss, generator_loss,
                            r1_penalty)
+from long_video import decode_long, encode_file, read_tokens
 from magvit2 import published
 from magvit2.blur_discriminator import BlurConfig, BlurDiscriminator3d, blur_pool
 from magvit2.causal_tokenizer import (CAUSAL_TOKENIZERS, AdaptiveNorm, CausalConfig, CausalConv,
@@ -75,6 +76,32 @@ def test_signs_ids_and_their_straight_gradient_are_googles(praxis, bits, deviati
     halves = arrays["ids_groups2"].astype(np.int64)                     # the low half first
     assert np.array_equal(halves[..., 0] + (halves[..., 1] << math.ceil(bits / 2)),
                           arrays["ids_groups1"])
+
+
+def entropies_of_a_share(rank, world, folder):
+    """Entropies of this process's share of four clips, and their gradient, averaged as in a step."""
+    torch.set_num_threads(1)
+    if world > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group",
+                                             rank=rank, world_size=world)
+    latents = 0.02 * torch.randn(4, 10, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    share = latents[rank * 4 // world:(rank + 1) * 4 // world].requires_grad_()
+    position, mean = entropies(share, 0.05)
+    (position - mean).backward()
+    torch.save((position.detach(), mean.detach(), share.grad / world),
+               folder / f"{rank} of {world}")
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_mean_code_is_of_the_positions_of_all_processes(tmp_path):
+    entropies_of_a_share(0, 1, tmp_path)
+    torch.multiprocessing.spawn(entropies_of_a_share, (2, tmp_path), nprocs=2)
+    whole, *halves = (torch.load(tmp_path / name) for name in ("0 of 1", "0 of 2", "1 of 2"))
+    torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, whole[0])
+    for _, mean, _ in halves:
+        torch.testing.assert_close(mean, whole[1])
+    torch.testing.assert_close(torch.cat([gradient for *_, gradient in halves]), whole[2])
 
 
 @pytest.mark.parametrize("bits", [4, 10, 18])
@@ -385,6 +412,19 @@ def test_a_stream_gives_the_whole_videos_tokens_and_pixels_however_it_is_cut(cau
         torch.testing.assert_close(torch.cat(decoded, dim=2), causal.decode(whole), atol=1e-5,
                                    rtol=1e-4)
     assert torch.equal(causal.encode(clip), whole)                   # nothing is left of the stream
+
+
+@torch.no_grad()
+def test_a_file_of_tokens_takes_windows_of_17_frames(causal, tmp_path):
+    """long_video.py, unchanged: each window by itself, the last frame repeated to fill it."""
+    frames = (255 * np.random.default_rng(0).random((20, 16, 24, 3))).astype(np.uint8)
+    header = encode_file(causal, frames, tmp_path / "out.tokens", window=17)
+    assert (header["windows"], header["latent"], header["bits"]) == (2, [5, 2, 3], 10)
+    _, tokens = read_tokens(tmp_path / "out.tokens", causal)
+    first, second = tokens
+    assert torch.equal(first, causal.encode(to_float(frames[None, :17]))[0])
+    back = list(decode_long(causal, [first, second], count=20))
+    assert len(back) == 20 and back[0].shape == (16, 24, 3)
 
 
 def test_a_stream_remembers_only_what_a_window_covers(causal, generator):
