@@ -36,11 +36,11 @@ SEQUEL = {"tokenizer": ("magvit2.causal_tokenizer", "CAUSAL_TOKENIZERS"),
           "discriminator": ("magvit2.blur_discriminator", "BLUR_DISCRIMINATORS")}
 
 
-def named(kind: str, name: str, sizes: dict, instead: str = ""):
+def named(kind: str, name, sizes: dict, instead: str = ""):
     """A network's configuration by its name. ValueError, with the names, where there is none."""
     module, table = SEQUEL[kind]
     known = sizes
-    if name.startswith("v2 "):
+    if str(name).startswith("v2 "):
         known = {f"v2 {size}": config
                  for size, config in getattr(importlib.import_module(module), table).items()}
     if name not in known:
