@@ -48,7 +48,7 @@ from measure.report import measurable_tasks, report
 from measure.sets import compare
 from measure.speed import measure_speed, print_speed
 from training.checkpoint import Run, load_run
-from training.loop import Processes
+from training.processes import Processes
 from training.presets import TASK_SETS
 
 

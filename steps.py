@@ -62,10 +62,10 @@ class Recipe:
     loss_weights: tuple[float, float, float] = STAGE_2(
         (1.0, 1.0, 1.0), "of Eq. (4)'s parts: refine, mask, reconstruct; zeros for Table 5")
     gradient_clip: float = STAGE_2(1.0, "largest norm of all gradients together, App. B.2")
-    precision: str = MACHINE("auto", "auto (bf16 where it is fast), bf16 or float32",
+    precision: str = MACHINE("auto", "auto (bf16 where it is fast), bf16, tf32, float32",
                              may_change=True)
     accumulate: int = MACHINE(1, "passes that make up a batch; the entropy and LeCam terms then "
-                              "take their means over one of them")
+                              "take their means over one of them", may_change=True)
 
 
 @dataclass
@@ -95,9 +95,10 @@ class Trainee:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """bfloat16 where matrices and convolutions are; losses, distances and R1 stay float32.
 
-    precision: the Recipe's; "auto" is bfloat16 on GPUs and on CPUs that have it.
+    precision: the Recipe's; "auto" is bfloat16 on GPUs and on CPUs that have it, "tf32" is float32
+    here (training.processes.float32_as sets what GPUs make of that).
     """
-    enabled = precision != "float32"
+    enabled = precision not in ("float32", "tf32")
     if precision == "auto" and device.type == "cpu":
         enabled = torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
@@ -239,7 +240,8 @@ def main() -> None:
     from data.source import load_batch
     from training.build import build
     from training.presets import PRESETS
-    from training.tokens import Processes, TokenSource
+    from training.processes import Processes
+    from training.tokens import TokenSource
 
     config = replace(PRESETS["toy"], adversarial_weight=0.1, tokenizer_rate=1e-3, tasks=("FP",),
                      transformer_batch=2, token_pool=0)
@@ -250,7 +252,7 @@ def main() -> None:
     print("stage 1                   step 0    step 5   step 10")
     for term in (term for term, value in rows[0].items() if value.ndim == 0):
         print(f"  {term:22}" + "".join(f"{row[term].item():10.3g}" for row in rows[::5]))
-    batch = TokenSource(stage_1.networks["tokenizer"], MovingShapes(), config, Processes())(6)
+    batch = TokenSource(stage_1.networks["tokenizer"], MovingShapes(), config, Processes(), 16)(6)
     masked = batch.scores <= cutoff_score(batch.scores, mask_ratio(batch.r))[:, None]
     parts = dict(refine=masked & ~batch.is_pad, mask=masked & batch.is_pad, reconstruct=~masked)
     rows = [transformer_step(stage_2, batch, config) for _ in range(11)]

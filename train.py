@@ -32,19 +32,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from commit import TASKS
 from data.clips import DataConfig, open_source
 from data.source import ClipSource, load_batch
 from measure.pretrained import load_lpips
 from measure.report import report
 from steps import TokenBatch, tokenizer_step, transformer_step
 from training.build import build, refuse_impossible
-from training.checkpoint import is_finished, load_checkpoint, load_network
+from training.checkpoint import is_finished, load_checkpoint, load_network, weights_hash
 from training.command import parse
-from training.loop import Processes, Stage, TokenizerWatch, fit, start_processes
+from training.loop import Stage, fit
 from training.plan import doubts, plan
 from training.presets import TrainConfig
+from training.processes import Processes, from_first, start_processes
 from training.start import refuse_other_networks, start_stage
 from training.tokens import TokenSource
+from training.watch import TokenizerWatch
 
 
 def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *,
@@ -73,7 +76,8 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
         raise ValueError(f"clips of the data are {'x'.join(map(str, shape))} (T x H x W); the run "
                          f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
                          "--resolution, or the data")
-    first = ["image"] if config.inflate and not is_finished(run / "image.pt") else []
+    inflated = config.inflate and not from_first(lambda: is_finished(run / "image.pt"), processes)
+    first = ["image"] if inflated else []
     stages = {"all": [*first, "tokenizer", "transformer"]}.get(stage, [stage])
     if not set(stages) <= {"image", "tokenizer", "transformer"}:
         raise ValueError(f"stage {stage!r} is unknown; choose all, image, tokenizer or transformer")
@@ -106,7 +110,8 @@ def train_tokenizer(config: TrainConfig, data: DataConfig, source: ClipSource, r
     torch.manual_seed(config.seed)
     trainee = build(config, stage, device=processes.device)
     tokenizer = trainee.networks["tokenizer"]
-    origin = start_stage(trainee, stage, config, source, run)
+    # Process 0 decides where weights start, and the loop hands them to the others.
+    origin = start_stage(trainee, stage, config, source, run) if processes.rank == 0 else {}
     trainee.perceptual = perceptual_loss(config, processes)
     if config.compile:
         tokenizer.compile()       # not the discriminator: R1 differentiates twice, which it cannot
@@ -119,34 +124,45 @@ def train_tokenizer(config: TrainConfig, data: DataConfig, source: ClipSource, r
             video = video[:, :, [round(k * T / 5) for k in range(1, 5)]]
         return video.to(processes.device, non_blocking=True)
 
-    steps, warmup = config.steps("tokenizer", len(source))
+    watch, (steps, warmup) = (TokenizerWatch(tokenizer.codebook_size),
+                              config.steps("tokenizer", len(source)))
     return Stage(stage, trainee, tokenizer_step, batch_of, config.tokenizer_rate, steps, warmup,
-                 dict(network=tokenizer.config, train=config, data=data),
-                 TokenizerWatch(tokenizer.codebook_size), origin)
+                 config.tokenizer_batch, dict(network=tokenizer.config, train=config, data=data),
+                 identity(source) | dict(lpips=trainee.perceptual is not None),
+                 watch.measure, watch, origin)
 
 
 def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
                       processes: Processes, tokens: Callable[[int], TokenBatch] | None = None
                       ) -> Stage:
     """Stage 2 on the frozen EMA tokenizer of the run."""
-    state = load_checkpoint(run / "tokenizer.pt")
+    state = from_first(lambda: load_checkpoint(run / "tokenizer.pt"), processes)
     if not state["finished"] and processes.rank == 0:
         print(f"the tokenizer has stopped at step {state['step']}; its weights of then are used",
               file=sys.stderr)
     tokenizer = load_network(state, processes.device)
     torch.manual_seed(config.seed)
-    trainee = build(config, "transformer", num_classes=len(source.class_names),
-                    tokenizer=tokenizer, device=processes.device)
+    # Folders of Kinetics have names, which frame prediction has no use for: no rows for them.
+    used = data.dataset != "folder" or any(TASKS[task].class_conditional for task in config.tasks)
+    num_classes = len(source.class_names) if used else 0
+    trainee = build(config, "transformer", num_classes=num_classes, tokenizer=tokenizer,
+                    device=processes.device)
     transformer = trainee.networks["transformer"]
-    origin = start_stage(trainee, "transformer", config, source, run,
-                         tokenizer.latent_shape(*config.clip_shape))
+    origin = start_stage(trainee, "transformer", config, source, run, tokenizer.latent_shape(
+        *config.clip_shape)) if processes.rank == 0 else {}
     if config.compile:
         transformer.compile()
     steps, warmup = config.steps("transformer", len(source))
     return Stage("transformer", trainee, transformer_step,
-                 tokens or TokenSource(tokenizer, source, config, processes),
-                 config.transformer_rate, steps, warmup,
-                 dict(network=transformer.config, train=config, data=data), origin=origin)
+                 tokens or TokenSource(tokenizer, source, config, processes, num_classes),
+                 config.transformer_rate, steps, warmup, config.transformer_batch,
+                 dict(network=transformer.config, train=config, data=data),
+                 identity(source) | dict(tokenizer=weights_hash(tokenizer)[:10]), origin=origin)
+
+
+def identity(source: ClipSource) -> dict[str, object]:
+    """What tells these clips from others: a run that was stopped goes on with the same alone."""
+    return dict(clips=len(source), fingerprint=source.fingerprint())
 
 
 def perceptual_loss(config: TrainConfig, processes: Processes) -> nn.Module | None:
@@ -166,11 +182,13 @@ def main() -> None:
     if options.dry_run:
         print(plan(options.preset, config))
         return
-    processes = start_processes()
+    run = Path(options.out or f"runs/{options.preset}")
     try:
-        train(config, data, options.out or f"runs/{options.preset}", stage=options.stage,
-              processes=processes, draw=options.draw)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        # Frames are counted by one process, while the others wait for as long as that takes.
+        processes = start_processes(before=lambda: open_source(
+            data, config.clip_shape, stride=config.stride, index=run / "videos.json"))
+        train(config, data, run, stage=options.stage, processes=processes, draw=options.draw)
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
     finally:
         if dist.is_initialized():

@@ -35,7 +35,8 @@ from train import train
 from training.build import differences, from_plain, transformer_config
 from training.checkpoint import Run, is_there, load_checkpoint, load_network, load_run
 from training.command import parse
-from training.loop import Processes, Stage, start_processes
+from training.loop import Stage
+from training.processes import Processes, start_processes
 from training.plan import plan
 from training.presets import PRESETS, TrainConfig
 from transformer import TransformerConfig

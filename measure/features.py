@@ -46,7 +46,7 @@ from measure.protocols import NO_BENCHMARK, PROTOCOLS, Clip
 from steps import autocast
 from training.build import as_plain
 from training.checkpoint import Run
-from training.loop import Processes, start_processes
+from training.processes import Processes, start_processes
 
 METRICS = {"fvd": "FVD", "is": "IS", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 JUDGES = {"fvd": (I3D, load_i3d), "is": (C3D, load_c3d), "lpips": (LPIPS, load_lpips)}

@@ -39,7 +39,7 @@ from pictures import draw_curves  # noqa: E402
 from tokenizer import TOKENIZERS  # noqa: E402
 from train import train  # noqa: E402
 from training.checkpoint import Run, load_checkpoint, load_network, load_run  # noqa: E402
-from training.loop import start_processes  # noqa: E402
+from training.processes import start_processes  # noqa: E402
 from training.presets import PRESETS  # noqa: E402
 
 TOY = ROOT / "assets/toy"

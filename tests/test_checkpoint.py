@@ -173,7 +173,7 @@ def as_format_1(state):
     """What the code of format 1 would have written in a state's place."""
     name = "transformer" if state["stage"] == "transformer" else "tokenizer"
     names = {name: "model", f"optimizer {name}": "optimizer model"}
-    old = {names.get(key, key): value for key, value in state.items() if key != "origin"}
+    old = {names.get(key, key): value for key, value in state.items() if key not in ("origin", "facts")}
     config = {part: {key: list(value) if isinstance(value, tuple) and part == "data" else value
                      for key, value in values.items() if key not in LATER[part]}
               for part, values in state["config"].items()}

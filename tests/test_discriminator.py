@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from discriminator import (DISCRIMINATORS, Discriminator2d, Discriminator3d, DiscriminatorConfig,
-                           LeCam, discriminator_loss, generator_loss, pool_by_two,
+                           Conv3d, LeCam, discriminator_loss, generator_loss, pool_by_two,
                            r1_penalty)
+from magvit2.blur_discriminator import BlurConfig, BlurDiscriminator3d
 from tokenizer import inflate
 
 TINY = DiscriminatorConfig(base_channels=4, channel_multipliers=(2, 2), resolution=(4, 8, 8))
@@ -82,6 +84,47 @@ def test_r1_reaches_the_discriminator_and_is_zero_for_fakes(discriminator, clips
     discriminator(fake)
     r1_penalty(logits, real).backward()
     assert discriminator.conv_in.weight.grad.abs().sum() > 0 and fake.grad is None
+
+
+def of_a_step(discriminator, clips):
+    """Gradients of the discriminator's whole loss, R1 included."""
+    real = clips[0].detach().requires_grad_()
+    real_logits = discriminator(real)
+    loss = discriminator_loss(real_logits, discriminator(clips[1]))
+    return torch.autograd.grad(loss + 10 * r1_penalty(real_logits, real),
+                               list(discriminator.parameters()))
+
+
+class LargestKernel(TorchDispatchMode):
+    """The longest side of any convolution's kernel, in whatever direction it is computed."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        kernel = {"aten::convolution": 1, "aten::convolution_backward": 2}.get(function._schema.name)
+        if kernel:
+            self.seen = max(self.seen, *arguments[kernel].shape[2:])
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("make, config", [
+    (Discriminator3d, TINY), (Discriminator2d, TINY),
+    (BlurDiscriminator3d, BlurConfig(4, (2, 2), (4, 8, 8)))], ids=["3D", "2D", "blur"])
+def test_r1_convolves_with_small_kernels_only_and_changes_no_gradient(make, config, clips):
+    """nn.Conv3d's second derivative is a convolution by a kernel as large as the video."""
+    torch.manual_seed(0)
+    discriminator = make(config)
+    with LargestKernel() as largest:
+        ours = of_a_step(discriminator, clips)
+    assert largest.seen == 3
+    for layer in discriminator.modules():
+        if isinstance(layer, Conv3d):
+            layer.__class__ = torch.nn.Conv3d
+    with LargestKernel() as largest:
+        reference = of_a_step(discriminator, clips)
+    assert largest.seen >= 8
+    scale = max(gradient.abs().max() for gradient in reference)
+    assert max((a - b).abs().max() for a, b in zip(ours, reference)) <= 1e-6 * scale
 
 
 def test_gradients_of_two_frames_are_right_under_bfloat16_too(clips):

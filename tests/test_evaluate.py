@@ -30,7 +30,7 @@ from measure.sets import compare
 from measure.speed import measure_speed, print_speed
 from training.build import as_plain, build
 from training.checkpoint import load_run, save_checkpoint
-from training.loop import Processes
+from training.processes import Processes
 from training.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]

@@ -25,9 +25,10 @@ from steps import TokenBatch, tokenizer_step, transformer_step
 from tokenizer import TOKENIZERS
 from training.build import as_plain, build
 from training.checkpoint import load_network, previous, read_checkpoint, save_checkpoint
-from training.loop import (TokenizerWatch, average_terms, join_processes, learning_rate,
-                           refuse_other_configuration, seed_of)
+from training.loop import learning_rate, refuse_other_configuration, seed_of
 from training.presets import PRESETS
+from training.processes import average_terms, join_processes
+from training.watch import TokenizerWatch
 
 
 # ---------------------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(folder, tmp_path, monkeypat
 
     monkeypatch.setattr(train, "tokenizer_step", interrupted)
     assert train_small(folder, tmp_path, ["--save-every", "100"], "tokenizer") is False
-    assert read_checkpoint(tmp_path / "tokenizer.pt")["step"] == 3
+    assert read_checkpoint(tmp_path / "tokenizer.pt")["step"] == 4    # heard in the next step
     assert "the same command goes on from here" in capsys.readouterr().err
 
 
@@ -204,7 +205,7 @@ def test_torchrun_trains_both_stages_on_two_processes(folder, tmp_path):
     assert len(logs[0]) == len(logs[1]) == 4          # the first and the last step of each stage
     for first, second in zip(logs[0][::2], logs[1][::2]):
         assert first["step"] == second["step"] == 0
-        for key in first.keys() - {"stage", "seconds", "contrast", "codes"}:
+        for key in first.keys() - {"stage", "seconds", "contrast", "codes", "pace"}:
             assert first[key] == pytest.approx(second[key], rel=2e-3, abs=2e-5), key
     assert (tmp_path / "two/transformer.pt").exists()
 
@@ -256,6 +257,11 @@ def terms(**more):
                 tokens=torch.arange(64), contrast=torch.tensor(0.2)) | more
 
 
+def watched(watch, step, terms):
+    terms = terms | watch.measure(step, terms)
+    return watch(step, {name: term.item() for name, term in terms.items() if term.ndim == 0})
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_it(folder, tmp_path, monkeypatch):
     step, calls = train.tokenizer_step, iter(range(100))
 
@@ -276,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_it(folder, tmp_path, 
 def test_what_goes_wrong_is_named_once_with_what_to_try(capsys, more, words):
     watch = TokenizerWatch(64)
     for step in range(500):
-        watch(step, terms(**more))
+        watched(watch, step, terms(**more))
     message = capsys.readouterr().err
     assert message.count("warning") == 1 and words in message and ("--" in message)
 
@@ -284,7 +290,7 @@ def test_what_goes_wrong_is_named_once_with_what_to_try(capsys, more, words):
 def test_a_healthy_run_is_left_in_peace(capsys):
     watch = TokenizerWatch(64)
     for step in range(500):
-        shown = watch(step, terms(discriminator=torch.tensor(1.3)))
+        shown = watched(watch, step, terms(discriminator=torch.tensor(1.3)))
     assert shown == dict(psnr=20.0, codes=64) and capsys.readouterr().err == ""
 
 

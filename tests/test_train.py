@@ -18,7 +18,7 @@ from tokenizer import TOKENIZERS
 from training.build import build, decay_groups, transformer_config
 from training.checkpoint import load_checkpoint, load_network, load_run, read_checkpoint
 from training.command import parse
-from training.loop import Processes
+from training.processes import Processes
 from training.presets import PRESETS, TrainConfig
 from training.start import transformer_from_run
 from training.tokens import TokenSource
@@ -205,22 +205,28 @@ def test_the_pool_holds_as_many_clips_as_it_is_asked_for(folder, tmp_path):
                           "--tasks", "FP", "CG"])
     source = VideoFolder(folder, config.clip_shape, index=tmp_path / "videos.json")
     tokenizer = load_network(load_checkpoint(tmp_path / "tokenizer.pt"))
-    clips = TokenSource(tokenizer, source, config, Processes())
+    clips = TokenSource(tokenizer, source, config, Processes(), 2)
     assert [len(clips.tokens), len(clips.labels), len(clips.pool["FP"][0])] == [5, 5, 5]
 
 
-def test_compiled_networks_train_with_the_adversary_too(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", [
+    "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])        # what --compile takes
+def test_compiled_networks_train_with_the_adversary_too(folder, tmp_path, monkeypatch, backend):
     """R1 differentiates twice, which compiled networks cannot: the discriminator stays as it is."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile",
-                        lambda module: compile_module(module, backend="aot_eager"))
+                        lambda module: compile_module(module, backend=backend))
+    steps = ["--tokenizer-steps", "2", "--transformer-steps", "2", "--tasks", "FP"]
     for name, flags in (("plain", []), ("compiled", ["--compile"])):
-        train_small(folder, tmp_path / name, [*GAN, *flags, "--tokenizer-steps", "2"], "tokenizer")
+        train_small(folder, tmp_path / name, [*GAN, *flags, *steps], "tokenizer")
+    train_small(folder, tmp_path / "plain", [*GAN, *steps], "transformer")
+    shutil.copy(tmp_path / "plain/tokenizer.pt", tmp_path / "compiled")      # the same tokens
+    train_small(folder, tmp_path / "compiled", [*GAN, *steps, "--compile"], "transformer")
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines()
             for name in ("plain", "compiled")]
-    assert len(logs[0]) == len(logs[1]) == 2
+    assert len(logs[0]) == len(logs[1]) == 4
     for plain, compiled in zip(*([json.loads(line) for line in lines] for lines in logs)):
-        for term in plain.keys() - {"stage", "seconds"}:
+        for term in plain.keys() - {"stage", "seconds", "pace"}:
             assert compiled[term] == pytest.approx(plain[term], rel=1e-3, abs=1e-5), term
 
 
@@ -505,7 +511,7 @@ def test_tasks_and_decoding_are_those_of_the_data_sets():
     (["toy", "--frames", "15"], "T=15 frames or pixels"),
     (["toy", "--resolution", "30"], "H=30"), (["ucf101-B"], "needs --data"),
     (["toy", "--condition-frames", "16"], "condition frames"),
-    (["toy", "--precision", "fp8"], "choose auto, bf16 or float32"),
+    (["toy", "--precision", "fp8"], "choose auto, bf16, tf32 or float32"),
     (["toy", "--accumulate", "0"], "wanted at least 1")])
 def test_a_flag_that_makes_no_sense_is_refused_with_usage(capsys, arguments, complaint):
     with pytest.raises(SystemExit) as exit:

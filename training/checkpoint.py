@@ -6,7 +6,9 @@ Files   RUN/tokenizer.pt, RUN/transformer.pt (RUN/image.pt for a 2D-VQ): the lat
           config: network, train, data, as plain dicts (build.as_plain)
           the networks of the stage by name, the tokenizer's average as "ema", the optimizers
 
-Read    save_checkpoint, load_checkpoint, load_run.
+        NAME-step-N.pt: one that --keep-every has kept; to go back, copy it to NAME.pt
+
+Read    save_checkpoint, load_checkpoint, load_run; Writer, which saves while training goes on.
 
 Not here: what goes on from a checkpoint (loop.py).
 
@@ -19,13 +21,17 @@ import hashlib
 import os
 import pickle
 import platform
+import shutil
 import sys
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from commit import TASKS, nothing
 from data.clips import ClipSource, DataConfig, open_source
@@ -42,16 +48,23 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write state to path atomically and keep what was there as path.previous.
 
     At every moment, a kill included, path or path.previous is a whole checkpoint: the new file
-    is on disk (fsync) before any name changes.
+    is on disk (fsync) before any name changes. OSError where it cannot be written, for instance on
+    a full disk: then what was there is as it was.
     """
     path = Path(path)
     state = dict(format=FORMAT, versions=dict(torch=str(torch.__version__),
                                               python=platform.python_version())) | state
     temporary = path.with_name(path.name + ".writing")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:         # torch.save makes RuntimeErrors of the disk's
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}; "
+                      f"{free / 2**20:,.0f} MiB are free there)") from error
     if path.exists():
         os.replace(path, previous(path))
     os.replace(temporary, path)
@@ -59,6 +72,60 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+
+
+class Writer:
+    """Saves a stage's checkpoints beside its training: from a copy, in a thread, one at a time.
+
+    saved is the step of the last one that is on the disk. An error of the thread is raised by the
+    next call of any method. On leaving, an OSError of whatever kind names the last good checkpoint.
+    """
+
+    def __init__(self, path: Path, step: int, config: TrainConfig):
+        self.path, self.saved, self.config = path, step, config
+        self.pool, self.writing, self.last = ThreadPoolExecutor(1), None, time.monotonic()
+
+    def is_due(self, done: int) -> bool:
+        """Whether to save after so many steps, by their number or by the clock."""
+        if self.writing and self.writing.done():
+            self.wait()
+        minutes, config = (time.monotonic() - self.last) / 60, self.config
+        return (any(every and done % every == 0 for every in (config.save_every, config.keep_every))
+                or 0 < config.save_minutes <= minutes)
+
+    def save(self, done: int, state: dict) -> None:
+        """Begin to write a copy of the state; wait first where the one before is still under way."""
+        self.wait()
+        copied = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
+        self.writing, self.last = self.pool.submit(self._write, done, copied), time.monotonic()
+
+    def _write(self, done: int, state: dict) -> None:
+        save_checkpoint(self.path, state)
+        if self.config.keep_every and done % self.config.keep_every == 0:
+            kept = self.path.with_name(f"{self.path.stem}-step-{done}.pt")
+            kept.unlink(missing_ok=True)
+            os.link(self.path, kept)                 # the same file by a second name, no copy
+        self.saved = done
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk."""
+        writing, self.writing = self.writing, None
+        if writing:
+            writing.result()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.wait()
+        except OSError as raised:
+            error = error or raised
+        self.pool.shutdown()
+        if isinstance(error, OSError):
+            last = (f"the last good checkpoint is {self.path} of step {self.saved}; the same "
+                    "command goes on from there" if is_there(self.path) else "nothing was saved")
+            raise OSError(f"{error}; {last}") from error
 
 
 def previous(path: Path) -> Path:

@@ -4,8 +4,10 @@ Paper   App. B.2 (learning rate); the rest is what keeps a long run alive
 
 Shapes  none: a Stage knows its step and its batches, the loop neither videos nor tokens
 
-Read    Stage and fit. Then what they lean on: Processes, StopSignal, prefetched, the refusals,
-        TokenizerWatch.
+Read    Stage and fit; resume, which decides where it starts. Then what they lean on: prefetched,
+        the refusals.
+
+Not here: processes (processes.py), what is told on the way (watch.py), files (checkpoint.py).
 
 Run:    python -m training.loop       the learning rate over a run, as a table
 """
@@ -13,28 +15,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
-import signal
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, Iterator
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from data.source import digest
 from steps import STAGE_2, Trainee
 from training.build import as_plain, differences, from_plain
-from training.checkpoint import is_there, load_checkpoint, save_checkpoint
+from training.checkpoint import Writer, is_there, load_checkpoint, save_checkpoint
 from training.presets import TrainConfig
+from training.processes import (Numbers, Processes, StopSignal, average_terms, float32_as,
+                                from_first, refuse_different)
+from training.watch import Pace, Teller
 from transformer import TransformerConfig
 
 
@@ -49,9 +49,16 @@ class Stage:
     peak_rate: float
     steps: int
     warmup: int
+    clips: int                                      # of a step, in all processes together
     configs: dict[str, object]                      # network, train, data: saved with the weights
-    watch: Callable[[int, dict], dict] = lambda step, terms: {}      # terms -> what to show
+    facts: dict[str, object]                        # what else must be so again to go on: its clips
+    measure: Callable[[int, dict], dict] = lambda step, terms: {}    # terms -> more of them
+    watch: Callable[[int, dict], dict] = lambda step, terms: {}      # numbers -> what to show
     origin: dict = field(default_factory=dict)      # the run that --init took weights from
+
+    @property
+    def plain(self) -> dict[str, dict]:
+        return {part: as_plain(each) for part, each in self.configs.items()}
 
 
 class StageName(str):
@@ -67,87 +74,6 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
 
 
 # ---------------------------------------------------------------------------------------------
-# Processes. Data parallel training written out: each process has a share of the batch, and
-# gradients are averaged once per step, after all backward passes (steps.average_gradients).
-
-class Processes(NamedTuple):
-    """This process among those that torchrun started; alone by default."""
-
-    rank: int = 0
-    world: int = 1
-    device: torch.device = torch.device("cpu")
-
-
-def start_processes(backend: str | None = None, **options) -> Processes:
-    """One process, or what torchrun started: NCCL with GPUs, gloo without.
-
-    options go to dist.init_process_group.
-    """
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if "WORLD_SIZE" not in os.environ:
-        return Processes(device=device)
-    join_processes(backend or ("nccl" if device.type == "cuda" else "gloo"), **options)
-    return Processes(dist.get_rank(), dist.get_world_size(), device)
-
-
-def join_processes(backend: str, **options) -> None:
-    """dist.init_process_group among the processes that torchrun started.
-
-    On one node torchrun keeps its store when it restarts killed workers (--max-restarts). Each
-    attempt gets a name in it, or the new ones would find the addresses of the dead and wait.
-    """
-    # Optimizers import torch._dynamo, and some functions there have the process group that exists
-    # when they are imported as the default of an argument. Imported after the group, they would
-    # keep it and its threads alive at exit, which then aborts now and then. So it comes first.
-    import torch._dynamo  # noqa: F401
-    store, rank, world = next(dist.rendezvous("env://"))
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, **options)
-
-
-def average_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The numbers of a step, averaged over processes: what one process would have logged."""
-    if not dist.is_initialized():
-        return terms
-    names = [name for name, term in terms.items() if term.ndim == 0]
-    numbers = torch.stack([terms[name].float() for name in names])
-    dist.all_reduce(numbers)
-    return terms | dict(zip(names, numbers / dist.get_world_size()))
-
-
-class StopSignal:
-    """Turns Ctrl-C and SIGTERM into "finish this step, save, leave"; all processes agree."""
-
-    def __init__(self, device: torch.device):
-        self.device = device                # where the processes exchange their word
-
-    def __enter__(self) -> StopSignal:
-        self.received, self.before = False, {}
-        if threading.current_thread() is threading.main_thread():    # others may not set handlers
-            self.before = {number: signal.signal(number, self._note)
-                           for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
-        self.received = True
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def __bool__(self) -> bool:
-        if not dist.is_initialized():
-            return self.received
-        anyone = torch.tensor([float(self.received)], device=self.device)
-        dist.all_reduce(anyone)
-        return bool(anyone.item())
-
-
-# ---------------------------------------------------------------------------------------------
 # The loop
 
 def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
@@ -160,59 +86,82 @@ def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
     stage.networks the networks; numbers in a dict that it returns go into the log.
     """
     path, total, name = run / f"{stage.name}.pt", stage.steps, StageName(stage.name)
-    name.networks = stage.trainee.networks
-    start = 0
-    plain = {part: as_plain(each) for part, each in stage.configs.items()}
-    if is_there(path):
-        state = load_checkpoint(path)
-        refuse_other_configuration(path, state["config"], stage.configs)
-        stage.trainee.load(state)
-        start, stage.origin = state["step"], state.get("origin", {})
-        if state["finished"]:
-            # Settings that may change, such as those of decoding, are those of the last command.
-            if processes.rank == 0 and state["config"] != plain:
-                save_checkpoint(path, state | dict(config=plain))
-            return True
-
-    def save(step: int) -> None:
-        if processes.rank == 0:
-            save_checkpoint(path, dict(stage=stage.name, step=step, finished=step == total,
-                                       config=plain, origin=stage.origin, **stage.trainee.state()))
-
-    saved, begin = start, time.time()
+    name.networks, first = stage.trainee.networks, processes.rank == 0
+    start, finished = resume(stage, path, processes)
+    if finished:
+        return True
+    pace = Pace(stage.clips, processes.world, processes.device, first and not config.compile)
     batches = prefetched(stage.batch_of, start, total)
-    with StopSignal(processes.device) as stop, contextlib.closing(batches), tqdm(
-            total=total, initial=start, desc=stage.name, disable=processes.rank > 0,
+    with Writer(path, start, config) as writer, StopSignal() as stop, contextlib.closing(
+            batches), float32_as(config.precision), tqdm(
+            total=total, initial=start, desc=stage.name, disable=not first,
             mininterval=1.0) as bar:
-        for step, batch in enumerate(batches, start):
+        tell = Teller(stage.name, run / "log.jsonl" if first else None, stage.watch,
+                      lambda shown: bar.set_postfix(shown, refresh=False), pace)
+        for step, batch in enumerate(pace.waiting(batches), start):
             rate = learning_rate(step, stage.peak_rate, stage.warmup, total)
             for optimizer in stage.trainee.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            stage.trainee.step = step
+            stage.trainee.step, done = step, step + 1
             torch.manual_seed(seed_of(config.seed, processes.rank, step))            # dropout
-            terms = average_terms(stage.step(stage.trainee, batch, config))
-            refuse_nonfinite(stage.name, step, terms, saved, path)
-            shown = stage.watch(step, terms)
-            bar.set_postfix({"loss": f"{terms['loss'].item():.3f}", **shown}, refresh=False)
+            with pace.counted():
+                terms = stage.step(stage.trainee, batch, config)
+            heard = torch.full((), float(stop.received), device=processes.device)
+            terms = average_terms(terms | stage.measure(step, terms) | dict(stop=heard))
+            returned = on_step(name, step, terms) if first and on_step else None
+            logged = step % 10 == 0 or done == total or returned
+            tell(Numbers(step, terms), dict(rate=rate) | (returned or {}) if logged else None)
             bar.update()
-            done = step + 1
-            if processes.rank == 0:
-                returned = on_step(name, step, terms) if on_step else None
-                if step % 10 == 0 or done == total or returned:
-                    write_log(run / "log.jsonl", dict(
-                        stage=stage.name, step=step, rate=rate,
-                        seconds=round(time.time() - begin, 2), **terms) | shown | (returned or {}))
-            if done % config.save_every == 0 or done == total:
-                save(done)
-                saved = done
-            if stop:
-                save(done)
-                if processes.rank == 0:
+            leaves = step >= tell.ends
+            if done == total or leaves or first and writer.is_due(done):
+                tell.catch_up()
+                if first and not tell.trouble:
+                    writer.save(done, dict(stage=stage.name, step=done, finished=done == total,
+                                           config=stage.plain, origin=stage.origin,
+                                           facts=stage.facts, **stage.trainee.state()))
+            if tell.trouble and (leaves or done == total):
+                raise FloatingPointError(
+                    f"{tell.trouble}. The last good checkpoint is {path} of step {writer.saved}; go"
+                    " on from it with --precision float32, or start anew with a lower rate (and "
+                    "another --out)")
+            if leaves and done < total:
+                writer.wait()
+                if first:
                     print(f"\nstopped after step {done} of {total} of the {name}, saved in {path};"
                           " the same command goes on from here", file=sys.stderr)
                 return False
     return True
+
+
+def resume(stage: Stage, path: Path, processes: Processes) -> tuple[int, bool]:
+    """Bring a stage to where its checkpoint is: (steps done, whether it was finished).
+
+    Process 0 reads the checkpoint, or has the weights to start with; the others receive them.
+    ValueError where processes differ in what they must have by themselves, or where the
+    configuration, or what the stage learns from, is not the checkpoint's.
+    """
+    settings = {part: values for part, values in stage.plain.items() if part != "data"}
+    refuse_different(stage.facts | {"the settings with digest": digest(settings)}, processes)
+
+    def read() -> dict:
+        if not is_there(path):
+            return dict(step=0, finished=False, origin=stage.origin) | (
+                stage.trainee.state() if processes.world > 1 else {})
+        state = load_checkpoint(path)
+        refuse_other_configuration(path, state["config"], stage.configs)
+        if not state["finished"]:
+            refuse_other_facts(path, state.get("facts", {}), stage.facts)
+        elif state["config"] != stage.plain:
+            # Settings that may change, such as those of decoding, are those of the last command.
+            save_checkpoint(path, state | dict(config=stage.plain))
+        return state
+
+    state = from_first(read, processes)
+    if stage.trainee.networks.keys() <= state.keys():
+        stage.trainee.load(state)
+    stage.origin = state.get("origin", {})
+    return state["step"], state["finished"]
 
 
 def seed_of(seed: int, rank: int, step: int) -> int:
@@ -231,24 +180,16 @@ def prefetched(batch_of: Callable[[int], object], start: int, total: int) -> Ite
             yield batch
 
 
-def write_log(path: Path, line: dict) -> None:
-    """Add a line to log.jsonl, tensors as numbers. After a stop some steps are there twice."""
-    plain = {name: round(value.item(), 6) if isinstance(value, Tensor) else value
-             for name, value in line.items()
-             if not isinstance(value, Tensor) or value.ndim == 0}
-    with open(path, "a") as file:
-        file.write(json.dumps(plain) + "\n")
+def refuse_other_facts(path: Path, there: dict[str, object], here: dict[str, object]) -> None:
+    """ValueError where a half-done stage would go on with other clips, tokens or losses.
 
-
-def refuse_nonfinite(stage: str, step: int, terms: dict, saved: int, path: Path) -> None:
-    """FloatingPointError where a loss or gradient is not finite: nothing is saved after it."""
-    bad = [name for name, term in terms.items()
-           if term.is_floating_point() and not torch.isfinite(term).all()]
-    if bad:
-        raise FloatingPointError(
-            f"step {step} of the {stage}: {', '.join(bad)} not finite. The last good checkpoint is "
-            f"{path} of step {saved}; go on from it with --precision float32, or start anew with a "
-            "lower rate (and another --out)")
+    What a checkpoint of an older version does not know is not compared.
+    """
+    other = [f"{name} {there[name]!r} there, {value!r} here" for name, value in here.items()
+             if name in there and there[name] != value]
+    if other:
+        raise ValueError(f"{path} is half done and was trained with other things: "
+                         f"{'; '.join(other)}. Bring them back, or give --out another folder")
 
 
 def refuse_other_configuration(path: Path, plain: dict[str, dict], configs: dict[str, object]
@@ -267,39 +208,6 @@ def refuse_other_configuration(path: Path, plain: dict[str, dict], configs: dict
     if different:
         raise ValueError(f"{path} was trained with another configuration: {'; '.join(different)}. "
                          "Give --out another folder, or the old settings")
-
-
-class TokenizerWatch:
-    """Watches stage 1: PSNR, codes in use; names what users of VQ-GANs meet, with what to try."""
-
-    window = 100
-
-    def __init__(self, codebook_size: int):
-        self.last_used = torch.full((codebook_size,), -self.window)
-        self.warned: set[str] = set()
-        self.wins = 0
-
-    def __call__(self, step: int, terms: dict) -> dict:
-        self.last_used[terms["tokens"].unique().cpu()] = step
-        codes = int((self.last_used > step - self.window).sum())
-        mse = terms["reconstruction"].item()
-        if step >= 2 * self.window:
-            if codes < 0.05 * len(self.last_used):
-                self.warn("codes", f"only {codes} of {len(self.last_used)} codes in use: the "
-                          "codebook collapses; raise --entropy-weight or lower --tokenizer-rate")
-            if terms["contrast"].item() < 0.01:
-                self.warn("colour", "reconstructions are of one colour; lower --tokenizer-rate, "
-                          "or --adversarial-weight 0 until pictures appear")
-            self.wins = self.wins + 1 if terms.get("discriminator", 1.0) < 0.05 else 0
-            if self.wins > self.window:
-                self.warn("adversary", "the discriminator wins outright; raise --r1-weight or "
-                          "--lecam-weight")
-        return dict(psnr=round(-10 * math.log10(max(mse, 1e-10)), 2), codes=codes)
-
-    def warn(self, kind: str, words: str) -> None:
-        if kind not in self.warned:
-            self.warned.add(kind)
-            print(f"\nwarning: {words}", file=sys.stderr)
 
 
 def main() -> None:

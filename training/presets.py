@@ -109,7 +109,12 @@ class TrainConfig(Recipe):
                               may_change=True)
     tokenize_at_once: int = MACHINE(16, "clips that stage 2 tokenizes together", may_change=True)
     compile: bool = MACHINE(False, "torch.compile", may_change=True)
-    save_every: int = MACHINE(500, "steps between checkpoints", may_change=True)
+    save_every: int = MACHINE(500, "steps between checkpoints, or 0", may_change=True)
+    save_minutes: float = MACHINE(0.0, "minutes between checkpoints, or 0", may_change=True)
+    keep_every: int = MACHINE(0, "steps between checkpoints that are kept for good, or 0",
+                              may_change=True)
+    evaluate_every: int = MACHINE(0, "steps between looks at held-out clips, or 0",
+                                  may_change=True)
 
     def __post_init__(self):
         for name, kind in (("init", str), ("lpips_weights", str), ("tasks", tuple),
@@ -152,15 +157,17 @@ class TrainConfig(Recipe):
         """ValueError, in one line, where a value makes no sense."""
         for schedule in (self.mask_schedule, self.decode_schedule):
             mask_ratio(torch.ones(1), schedule)
-        for field, choices in (("precision", ("auto", "bf16", "float32")),
+        for field, choices in (("precision", ("auto", "bf16", "tf32", "float32")),
                                ("inflate", ("", "central", "average", "last"))):
             if getattr(self, field) not in choices:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; choose "
                                  + " or ".join(", ".join(filter(None, choices)).rsplit(", ", 1)))
         for field in ("tokenizer_batch", "transformer_batch", "accumulate",
-                      "tokenize_at_once", "save_every", "decode_steps"):
+                      "tokenize_at_once", "decode_steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; wanted at least 1")
+        if min(self.save_every, self.save_minutes, self.keep_every, self.evaluate_every) < 0:
+            raise ValueError("save_every, save_minutes, keep_every and evaluate_every count from 0")
         for task in dict.fromkeys(self.tasks):
             refuse_leak(task, (self.frames, 16, 16), self.condition_frames)
         if not self.tasks:
@@ -187,7 +194,7 @@ def refuse_leak(task: str, shape: tuple[int, int, int], condition_frames: int = 
 # Sec. 4.1, App. B.2, App. B.3: what differs between data sets. Frames, stride, learning rates and
 # the rest are the same for all.
 _bair = dict(resolution=64, train_videos=43_264)                       # "43K"; official count
-_ssv2 = dict(train_videos=169_000, num_classes=174)
+_ssv2 = dict(train_videos=169_000, num_classes=174, flip=False)      # "left to right" is a class
 DATASETS = {
     "ucf101": dict(tasks=("CG",), train_videos=9_537, num_classes=101),           # "9.5K"
     "bair": dict(**_bair, tasks=("FP",), decode_schedule="exp", decode_temperature=400.0),
@@ -224,7 +231,8 @@ def _paper_preset(dataset: str, size: str) -> TrainConfig:
     return TrainConfig(
         **row, tokenizer=("L" if large else "B") + ("-64px" if small_pictures else ""),
         transformer=size, tokenizer_epochs=EPOCHS[dataset][large],
-        transformer_epochs=EPOCHS[dataset][2 + large], tokenizer_batch=256 if large else 128)
+        transformer_epochs=EPOCHS[dataset][2 + large], tokenizer_batch=256 if large else 128,
+        save_every=0, save_minutes=20.0)
 
 
 DRAWN = "toy", "toy-v2"                  # presets whose clips are drawn, unless --data gives others

@@ -30,7 +30,7 @@ from data.moving_shapes import MovingShapes
 from data.source import ClipSource, load_batch
 from steps import TokenBatch, autocast
 from training.checkpoint import load_checkpoint, load_network
-from training.loop import Processes
+from training.processes import Processes
 from training.presets import PRESETS, TrainConfig
 
 # The random streams of stage 2. Each is a function of (seed, its number, step).
@@ -45,10 +45,10 @@ class TokenSource:
     """
 
     def __init__(self, tokenizer: nn.Module, source: ClipSource, config: TrainConfig,
-                 processes: Processes):
+                 processes: Processes, num_classes: int):
         self.tokenizer, self.source = tokenizer, source
         self.config, self.processes = config, processes
-        self.no_class = len(source.class_names)
+        self.no_class = num_classes
         self.tasks = [task for task in config.tasks
                       if self.no_class or not TASKS[task].needs_classes]
         if processes.rank == 0 and len(self.tasks) < len(config.tasks):
