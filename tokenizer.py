@@ -119,7 +119,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, stride: tuple[int, int, int], config: TokenizerConfig):
         super().__init__()
-        self.stride = stride
+        self.stride, self.growth = stride, math.prod(stride)
         self.conv = conv(channels, channels, config, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,9 +132,13 @@ class Layers(nn.Sequential):
     recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
+        again = self.recompute and torch.is_grad_enabled()
         for layer in self:
-            again = self.recompute and torch.is_grad_enabled()
-            x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+            # GPUs pad and resize fewer than 2^31 elements at once: many clips take turns.
+            clips = max(1, 2**29 // (x[0].numel() * getattr(layer, "growth", 1)))
+            parts = [checkpoint(layer, part, use_reentrant=False) if again else layer(part)
+                     for part in x.split(clips)]
+            x = parts[0] if len(parts) == 1 else torch.cat(parts)
         return x
 
 
@@ -278,22 +282,18 @@ class VideoTokenizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        self.config = config
+        self.config, self.codebook_size = config, config.codebook_size
         self.encoder = Encoder(config)
         self.quantizer = VectorQuantizer(config)
         self.decoder = Decoder(config)
-
-    @property
-    def codebook_size(self) -> int:
-        return self.config.codebook_size
 
     def latent_shape(self, T: int, H: int, W: int) -> tuple[int, int, int]:
         """(t, h, w) of a (T, H, W) video. ValueError where a size does not divide."""
         factors = [math.prod(axis) for axis in zip(*self.config.strides)]
         for name, size, factor in zip("THW", (T, H, W), factors):
             if size % factor or size == 0:
-                raise ValueError(f"{name}={size} frames or pixels; this tokenizer needs a "
-                                 f"multiple of {factor}: crop or resize the video")
+                raise ValueError(f"{name}={size} frames or pixels; this tokenizer needs a multiple "
+                                 f"of {factor}: crop or resize the video")
         t, h, w = (size // factor for size, factor in zip((T, H, W), factors))
         for name, size, kernel in zip("thw", (t, h, w), self.config.kernel):
             if self.config.padding == "reflect" and size <= kernel // 2:
@@ -390,9 +390,8 @@ def main() -> None:
     for name, config in TOKENIZERS.items():
         with torch.device("meta"):
             networks = VideoTokenizer(config), ImageTokenizer(config)
-        counts = [sum(p.numel() for p in network.parameters()) for network in networks]
-        print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}  ",
-              "x".join(map(str, networks[0].latent_shape(16, 128, 128))))
+        print(f"{name:8}", *(f"{sum(p.numel() for p in network.parameters()):>12,}"
+                             for network in networks), " ", networks[0].latent_shape(16, 128, 128))
 
 
 if __name__ == "__main__":

@@ -34,31 +34,35 @@ from torch import Tensor, nn
 
 from commit import TASKS
 from data.clips import DataConfig, open_source
-from data.source import ClipSource, load_batch
+from data.source import ClipSource, digest, load_batch
 from measure.pretrained import load_lpips
 from measure.report import report
 from steps import TokenBatch, tokenizer_step, transformer_step
 from training.build import build, refuse_impossible
 from training.checkpoint import is_finished, load_checkpoint, load_network, weights_hash
 from training.command import parse
+from training.heldout import HeldOut
 from training.loop import Stage, fit
 from training.plan import doubts, plan
 from training.presets import TrainConfig
 from training.processes import Processes, from_first, start_processes
 from training.start import refuse_other_networks, start_stage
+from training.stored import open_table
 from training.tokens import TokenSource
 from training.watch import TokenizerWatch
 
 
 def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *,
           stage: str = "all", on_step: Callable[[str, int, dict], dict | None] | None = None,
-          tokens: Callable[[int], TokenBatch] | None = None, processes: Processes = Processes(),
+          tokens: Callable[[int], TokenBatch] | str | Path | None = None,
+          processes: Processes = Processes(),
           draw: bool = True, prepare: Callable[[Stage], None] = lambda stage: None) -> bool:
     """Train in the folder `run`, or go on there. True when the end was reached.
 
     data: where videos are, or any ClipSource. stage: "image" (2D), "tokenizer", "transformer", or
     "all" that the run needs. on_step(stage, step, terms) is called after every step, in the first
-    process; what it returns is logged. tokens(step) stands in for tokenizing clips in stage 2.
+    process; what it returns is logged. tokens: a folder of training.stored, or a function step ->
+    TokenBatch; either stands in for tokenizing clips in stage 2.
     draw: end with pictures and numbers. prepare(stage) may change a stage before it begins.
     Raises ValueError where settings cannot work together, before anything is trained.
     """
@@ -87,6 +91,13 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
     refuse_impossible(config, stages, len(source.class_names), processes.world)
     if config.init and stage != "image":
         refuse_other_networks(config, stages, len(source.class_names))
+    held_out = HeldOut(config, lambda: source.held_out or open_source(
+        data, config.clip_shape, stride=config.stride, held_out=True), run)
+
+    def listen(name: str, step: int, terms: dict) -> dict:
+        heard = on_step(name, step, terms) if on_step else None
+        return (held_out(name, step, terms) or {}) | (heard or {})
+
     for name in stages:
         begin = time.time()
         for words in doubts(config, name, len(source)) if processes.rank == 0 else []:
@@ -95,7 +106,7 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
                  if name == "transformer" else
                  train_tokenizer(config, data, source, run, processes, name))
         prepare(setup)
-        if not fit(setup, config, run, processes, on_step):
+        if not fit(setup, config, run, processes, listen):
             return False
         if processes.rank == 0:
             print(f"{name} done in {time.time() - begin:.0f} s", file=sys.stderr)
@@ -133,8 +144,8 @@ def train_tokenizer(config: TrainConfig, data: DataConfig, source: ClipSource, r
 
 
 def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
-                      processes: Processes, tokens: Callable[[int], TokenBatch] | None = None
-                      ) -> Stage:
+                      processes: Processes,
+                      tokens: Callable[[int], TokenBatch] | str | Path | None = None) -> Stage:
     """Stage 2 on the frozen EMA tokenizer of the run."""
     state = from_first(lambda: load_checkpoint(run / "tokenizer.pt"), processes)
     if not state["finished"] and processes.rank == 0:
@@ -150,14 +161,16 @@ def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource,
     transformer = trainee.networks["transformer"]
     origin = start_stage(trainee, "transformer", config, source, run, tokenizer.latent_shape(
         *config.clip_shape)) if processes.rank == 0 else {}
+    facts = identity(source) | dict(tokenizer=weights_hash(tokenizer)[:10])
+    if not callable(tokens):
+        table = open_table(tokens) if tokens else None
+        facts |= dict(tokens=digest(table.facts)) if table else {}
+        tokens = TokenSource(tokenizer, source, config, processes, num_classes, table)
     if config.compile:
         transformer.compile()
     steps, warmup = config.steps("transformer", len(source))
-    return Stage("transformer", trainee, transformer_step,
-                 tokens or TokenSource(tokenizer, source, config, processes, num_classes),
-                 config.transformer_rate, steps, warmup, config.transformer_batch,
-                 dict(network=transformer.config, train=config, data=data),
-                 identity(source) | dict(tokenizer=weights_hash(tokenizer)[:10]), origin=origin)
+    return Stage("transformer", trainee, transformer_step, tokens, config.transformer_rate, steps, warmup, config.transformer_batch,
+                 dict(network=transformer.config, train=config, data=data), facts, origin=origin)
 
 
 def identity(source: ClipSource) -> dict[str, object]:
@@ -187,7 +200,8 @@ def main() -> None:
         # Frames are counted by one process, while the others wait for as long as that takes.
         processes = start_processes(before=lambda: open_source(
             data, config.clip_shape, stride=config.stride, index=run / "videos.json"))
-        train(config, data, run, stage=options.stage, processes=processes, draw=options.draw)
+        train(config, data, run, stage=options.stage, tokens=options.tokens, processes=processes,
+              draw=options.draw)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
     finally:

@@ -254,7 +254,7 @@ class CausalTokenizer(VideoTokenizer):
 
     def __init__(self, config: CausalConfig):
         nn.Module.__init__(self)
-        self.config = config
+        self.config, self.codebook_size = config, config.codebook_size
         self.encoder = Encoder(config)
         self.quantizer = self.quantizer_type(config.bits, config.entropy_temperature,
                                              config.epsilon)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-import data.clips
+import data.counts
 from data.clips import (DataConfig, VideoFolder, load_clip, open_source, read_video,
                         resize_short_side, write_video)
 from data.moving_shapes import MovingShapes
@@ -165,8 +165,8 @@ def test_short_videos_are_skipped_or_padded_and_that_is_said(tmp_path, capsys):
 
 def test_the_index_saves_the_second_count_and_notices_a_changed_file(tmp_path, monkeypatch):
     counted = []
-    inspect = data.clips._inspect
-    monkeypatch.setattr(data.clips, "_inspect",
+    inspect = data.counts.inspect
+    monkeypatch.setattr(data.counts, "inspect",
                         lambda path: counted.append(path.name) or inspect(path))
     for name in ("a.npy", "b.npy"):
         write_video(tmp_path / "videos" / name, moving_box())

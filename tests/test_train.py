@@ -206,7 +206,8 @@ def test_the_pool_holds_as_many_clips_as_it_is_asked_for(folder, tmp_path):
     source = VideoFolder(folder, config.clip_shape, index=tmp_path / "videos.json")
     tokenizer = load_network(load_checkpoint(tmp_path / "tokenizer.pt"))
     clips = TokenSource(tokenizer, source, config, Processes(), 2)
-    assert [len(clips.tokens), len(clips.labels), len(clips.pool["FP"][0])] == [5, 5, 5]
+    clips(0)
+    assert len(clips.table) == 5 and clips.table.shards[0].shape == (5, 1 + 3 * 16)   # z, FP, CG
 
 
 @pytest.mark.parametrize("backend", [

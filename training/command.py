@@ -35,6 +35,8 @@ def parse(arguments: list[str] | None = None
     parser.add_argument("--no-report", dest="draw", action="store_false",
                         help="stop after training, without pictures and numbers")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--tokens", metavar="DIR", help="tokens for stage 2, made by python -m "
+                        "training.stored")
     files = parser.add_argument_group("videos")
     paths = [field for field in dataclasses.fields(DataConfig) if field.metadata]
     for field in paths:

@@ -4,7 +4,7 @@ Paper   Sec. 3.2 (Training), App. B.2 (one task is drawn per step)
 
 Shapes  step -> task, clips -> z (B, N), z-tilde (B, N), is_pad (N,), labels (B,) -> TokenBatch
 
-Read    TokenSource.__call__, then fresh and pooled.
+Read    TokenSource.__call__, then fresh and stored.
 
 What a step needs of a token source is one method, so tokens that were saved by anybody can stand
 in for it: source(step) -> steps.TokenBatch, given to train.train as `tokens`.
@@ -15,7 +15,6 @@ Run:    python -m training.tokens     which tasks the toy's steps draw, and how 
 """
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
 
@@ -23,14 +22,14 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from commit import TASKS, tokenize_condition
 from data.moving_shapes import MovingShapes
 from data.source import ClipSource, load_batch
 from steps import TokenBatch, autocast
 from training.checkpoint import load_checkpoint, load_network
-from training.processes import Processes
+from training.processes import Processes, from_first
+from training.stored import Table, facts_of, make_rows, refuse_other_table
 from training.presets import PRESETS, TrainConfig
 
 # The random streams of stage 2. Each is a function of (seed, its number, step).
@@ -40,12 +39,12 @@ TASK_AND_MASK, POOL = 2, 3
 class TokenSource:
     """step -> TokenBatch, this process's share of it.
 
-    With config.token_pool = P, the first P clips of the training order, augmented once, and their
-    conditions are tokenized before the first step, to save that time in each.
+    With a table (stored.py), tokens are looked up there. With config.token_pool = P, that is the
+    first P clips of the training order, augmented once, tokenized before the first step.
     """
 
     def __init__(self, tokenizer: nn.Module, source: ClipSource, config: TrainConfig,
-                 processes: Processes, num_classes: int):
+                 processes: Processes, num_classes: int, table: Table | None = None):
         self.tokenizer, self.source = tokenizer, source
         self.config, self.processes = config, processes
         self.no_class = num_classes
@@ -54,9 +53,9 @@ class TokenSource:
         if processes.rank == 0 and len(self.tasks) < len(config.tasks):
             print("no classes in the data: training without CFP; CG is unconditional",
                   file=sys.stderr)
-        self.pool: dict[str, tuple[Tensor, Tensor]] = {}
-        if config.token_pool:
-            self._fill_pool()
+        self.table = table
+        if table:
+            refuse_other_table(table, tokenizer, config, self.tasks)
 
     def __call__(self, step: int) -> TokenBatch:
         config, (rank, world, device) = self.config, self.processes
@@ -64,7 +63,8 @@ class TokenSource:
         random = np.random.default_rng([config.seed, TASK_AND_MASK, step])
         task = self.tasks[random.integers(len(self.tasks))]
         tokens, condition_tokens, is_pad, label = (
-            self.pooled(step, task) if self.pool else self.fresh(step, task))
+            self.stored(step, task) if self.table or config.token_pool else
+            self.fresh(step, task))
         size, share = config.transformer_batch, config.transformer_batch // world
         mine = slice(rank * share, (rank + 1) * share)
         scores = random.random((size, tokens.shape[1]), np.float32)[mine]
@@ -83,38 +83,30 @@ class TokenSource:
         video = video.to(device)
         return self._tokens(video), *self._condition(video, task), label.to(device)
 
-    def pooled(self, step: int, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same, of clips of the pool."""
-        batch, (rank, world, _) = self.config.transformer_batch, self.processes
+    def stored(self, step: int, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same, of entries of the table."""
+        batch, (rank, world, device) = self.config.transformer_batch, self.processes
+        if self.table is None:
+            self.table = self._pool()
         random = np.random.default_rng([self.config.seed, POOL, step])
-        chosen = torch.from_numpy(random.integers(len(self.labels), size=batch))
-        chosen = chosen[rank * batch // world:(rank + 1) * batch // world]
-        condition, is_pad = self.pool[task]
-        return self.tokens[chosen], condition[chosen], is_pad, self.labels[chosen]
+        chosen = random.integers(len(self.table), size=batch)
+        return self.table.take(chosen[rank * batch // world:(rank + 1) * batch // world], task,
+                               device)
 
-    def _fill_pool(self) -> None:
-        config, (rank, _, device) = self.config, self.processes
-        if rank == 0 and config.token_pool < len(self.source):
-            print(f"stage 2 learns from {config.token_pool} of the {len(self.source)} clips, "
+    def _pool(self) -> Table:
+        """The table of the first clips: from the run's folder, or made by the first process."""
+        config, source = self.config, self.source
+        if self.processes.rank == 0 and config.token_pool < len(source):
+            print(f"stage 2 learns from {config.token_pool} of the {len(source)} clips, "
                   "tokenized once (--token-pool 0: all, anew in each step)", file=sys.stderr)
-        size, tokens, labels = 32, [], []
-        conditions: dict[str, list[tuple[Tensor, Tensor]]] = {task: [] for task in self.tasks}
-        for step in tqdm(range(math.ceil(config.token_pool / size)), desc="tokenizing",
-                         disable=rank > 0, mininterval=1.0):
-            video, label = load_batch(self.source, step, size, config.seed)
-            video = video.to(device)
-            tokens.append(self._tokens(video))
-            labels.append(label.to(device))
-            same: dict[tuple, tuple[Tensor, Tensor]] = {}              # FP and CFP, for instance
-            for task, parts in conditions.items():
-                rule = TASKS[task].region, TASKS[task].padding
-                if rule not in same:
-                    same[rule] = self._condition(video, task)
-                parts.append(same[rule])
-        first = slice(config.token_pool)                    # the last of the batches is not whole
-        self.tokens, self.labels = torch.cat(tokens)[first], torch.cat(labels)[first]
-        self.pool = {task: (torch.cat([tokens for tokens, _ in parts])[first], parts[0][1])
-                     for task, parts in conditions.items()}
+
+        def made() -> dict:
+            facts = facts_of(self.tokenizer, source, config, self.tasks, config.token_pool)
+            rows = make_rows(self.tokenizer, source, config, facts, 0, config.token_pool)
+            return dict(facts=facts, rows=torch.from_numpy(rows.astype(np.int32)))
+
+        pool = from_first(made, self.processes)
+        return Table(pool["facts"], [pool["rows"].numpy()])
 
     def _tokens(self, video: Tensor) -> Tensor:
         with autocast(self.config.precision, video.device):
