@@ -3,7 +3,7 @@
 Paper   Sec. 3.1 and 3.2 (Training), App. B.2
 
 Shapes  a step of stage 1                                             a step of stage 2
-          load_batch        video (B, 3, T, H, W)   data/source.py      load_batch, encode
+          BatchLoader       video (B, 3, T, H, W)   data/loader.py      BatchLoader, encode
           VideoTokenizer    reconstruction          tokenizer.py        make_condition, encode
           Discriminator3d   logits (B,)             discriminator.py    commit_mask, Eq. (2)
           tokenizer_pass    losses, gradients       steps.py            MaskedTransformer
@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from commit import TASKS
 from data.clips import DataConfig, open_source
-from data.source import ClipSource, digest, load_batch
+from data.loader import BatchLoader
+from data.source import ClipSource, digest, to_float
 from measure.pretrained import load_lpips
 from measure.report import report
 from steps import TokenBatch, tokenizer_step, transformer_step
@@ -45,7 +46,8 @@ from training.heldout import HeldOut
 from training.loop import Stage, fit
 from training.plan import doubts, plan
 from training.presets import TrainConfig
-from training.processes import Processes, from_first, start_processes
+from training.processes import (Processes, from_first, start_processes,
+                                threads_of_this_process)
 from training.start import refuse_other_networks, start_stage
 from training.stored import open_table
 from training.tokens import TokenSource
@@ -127,20 +129,23 @@ def train_tokenizer(config: TrainConfig, data: DataConfig, source: ClipSource, r
     if config.compile:
         tokenizer.compile()       # not the discriminator: R1 differentiates twice, which it cannot
 
-    def batch_of(step: int) -> Tensor:
-        video, _ = load_batch(source, step, config.tokenizer_batch, config.seed,
-                              processes.rank, processes.world)
-        T = video.shape[2]
-        if stage == "image" and T > 1:      # official: frames 3, 6, 10 and 13 of 16
-            video = video[:, :, [round(k * T / 5) for k in range(1, 5)]]
-        return video.to(processes.device, non_blocking=True)
-
     watch, (steps, warmup) = (TokenizerWatch(tokenizer.codebook_size),
                               config.steps("tokenizer", len(source)))
+    loader = BatchLoader(source, config.tokenizer_batch, config.seed, processes.rank,
+                         processes.world, threads=threads_of_this_process(), total=steps,
+                         pinned=processes.device.type == "cuda")
+
+    def batch_of(step: int) -> Tensor:
+        clips, _ = loader(step)                                             # (B, T, H, W, 3)
+        T = clips.shape[1]
+        if stage == "image" and T > 1:      # official: frames 3, 6, 10 and 13 of 16
+            clips = clips[:, [round(k * T / 5) for k in range(1, 5)]]
+        return to_float(clips.to(processes.device, non_blocking=True))      # (B, 3, T, H, W)
+
     return Stage(stage, trainee, tokenizer_step, batch_of, config.tokenizer_rate, steps, warmup,
                  config.tokenizer_batch, dict(network=tokenizer.config, train=config, data=data),
                  identity(source) | dict(lpips=trainee.perceptual is not None),
-                 watch.measure, watch, origin)
+                 watch.measure, watch, origin, loader.close)
 
 
 def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
@@ -170,7 +175,8 @@ def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource,
         transformer.compile()
     steps, warmup = config.steps("transformer", len(source))
     return Stage("transformer", trainee, transformer_step, tokens, config.transformer_rate, steps, warmup, config.transformer_batch,
-                 dict(network=transformer.config, train=config, data=data), facts, origin=origin)
+                 dict(network=transformer.config, train=config, data=data), facts, origin=origin,
+                 close=getattr(tokens, "close", lambda: None))
 
 
 def identity(source: ClipSource) -> dict[str, object]:

@@ -6,21 +6,19 @@ Shapes  a video file of any size and length -> clips, uint8 (T, H, W, 3), and an
 
 Read    DataConfig and open_source, which data set a run has; read_video; VideoFolder.
 
-Not here: what a data set is, and batches (source.py); the one that is drawn (moving_shapes.py);
-        what lies in a folder (layouts.py).
+Not here: what a data set is, and batches (source.py, loader.py); the one that is drawn
+        (moving_shapes.py); what lies in a folder (layouts.py), how long each file is (counts.py),
+        and what is inside it (decoding.py).
 
 Run:    python -m data.clips [FOLDER]     what a batch of the toy holds, or of a folder of videos
 """
 from __future__ import annotations
 
-import json
-import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from dataclasses import dataclass, field, replace
-from itertools import chain, dropwhile, islice
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Iterable, Iterator, Sequence
 
 import av
 import imageio.v3 as imageio
@@ -30,8 +28,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from data.layouts import (LAYOUTS, Layout, find_layout, holds_pictures, inspect_pictures,
-                          read_pictures, with_classes)
+from data.counts import count_frames, open_array
+from data.decoding import Spacing, decoded, opened, pictures, read_window
+from data.layouts import LAYOUTS, Layout, find_layout, holds_pictures, read_pictures, with_classes
 from data.moving_shapes import MovingShapes
 from data.source import ClipSource, ThreeMethods, digest, load_batch, to_float
 
@@ -44,6 +43,7 @@ def flag(name: str, default: str | bool | None, help: str, may_change: bool = Fa
                                                 choices=choices))
 
 
+STAND_INS = 1000                        # where so many files in a row fail, the disk does
 PATHS = ("root", "test_root", "split", "test_split")
 
 
@@ -117,72 +117,31 @@ def read_video(path: str | Path, start: int = 0, count: int | None = None,
     clip of layouts.Layout is. Fewer frames than asked for, a broken file or one without frames
     is a ValueError that names the file.
     """
-    path = Path(path)
+    return np.stack(read_frames(Path(path), start, count, stride))
+
+
+def read_frames(path: Path, start: int = 0, count: int | None = None, stride: int = 1,
+                spacing: Spacing | None = None) -> Sequence[np.ndarray]:
+    """As read_video, one by one. spacing: how a video is entered before `start`, where known."""
     stop = None if count is None else start + (count - 1) * stride + 1
     if not path.exists() and not path.parent.is_file():
         raise FileNotFoundError(f"no video {path}")
     if holds_pictures(path):
         frames = read_pictures(path, start, stop, stride)
     elif path.suffix.lower() == ".npy":
-        video = np.load(path, mmap_mode="r", allow_pickle=False)
-        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
-            raise ValueError(f"{path} holds {video.dtype} {video.shape}; wanted uint8 (T, H, W, 3)")
-        frames = list(video[start:stop:stride])
+        frames = open_array(path)[start:stop:stride]
     else:
-        frames = list(map(_upright, islice(_decoded(path), start, stop, stride)))
-    if not frames or (count is not None and len(frames) < count):
+        frames = read_window(path, start, stop, stride, spacing)
+    if not len(frames) or (count is not None and len(frames) < count):
         raise ValueError(f"{path} has only {len(frames)} frames from {start} at stride {stride}; "
                          f"wanted {count or 'at least one'}")
-    return np.stack(frames)
+    return frames
 
 
 def stream_frames(path: str | Path, start: int = 0) -> Iterator[np.ndarray]:
     """Frames of a video file from `start` on, uint8 (H, W, 3), turned upright: one at a time, so
     that memory does not depend on its length. A file that breaks is a ValueError."""
-    return map(_upright, _decoded(path, start))
-
-
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    # Phones store a sideways picture and a flag that says how to turn it.
-    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-
-
-def _decoded(path: str | Path, start: int = 0) -> Iterator[av.VideoFrame]:
-    count = 0
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} has no video in it")
-            stream = container.streams.video[0]
-            frames = _enter(container, stream, start) if start else container.decode(stream)
-            for frame in islice(_decoded(path), start, None) if frames is None else frames:
-                yield frame
-                count += 1
-    except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be decoded after {count} frames: "
-                         f"{error.strerror}") from None
-
-
-def _enter(container: av.container.InputContainer, stream: av.VideoStream, start: int
-           ) -> Iterator[av.VideoFrame] | None:
-    """The frames from `start` on: the file is entered once, at the key frame before it.
-
-    Frames are numbered by their time stamps: not for files of a changing rate. None where the
-    file cannot be entered so (some formats find no key frame).
-    """
-    stamps = [frame.pts for frame in islice(container.decode(stream), 2)]
-    if len(stamps) < 2 or None in stamps or not stream.average_rate:
-        return None
-    first, distance = stamps[0], stamps[1] - stamps[0]
-    length = 1 / (stream.average_rate * stream.time_base)      # finer than stamps, if it is true
-    length = length if abs(length - distance) < 1 else distance
-    wanted = first + int((start - 0.5) * length)
-    container.seek(wanted, stream=stream)
-    frames = container.decode(stream)
-    entered = next(frames, None)
-    if entered is None or not entered.key_frame or entered.pts > wanted:
-        return None
-    return dropwhile(lambda frame: frame.pts < wanted, chain([entered], frames))
+    return pictures(decoded(path, start))
 
 
 def open_stream(path: str | Path, start: int = 0) -> tuple[float, Iterator[np.ndarray]]:
@@ -193,8 +152,8 @@ def open_stream(path: str | Path, start: int = 0) -> tuple[float, Iterator[np.nd
     if not Path(path).is_file():
         raise FileNotFoundError(f"no video {path}")
     try:
-        with av.open(str(path)) as container:
-            rate = container.streams.video[0].average_rate if container.streams.video else None
+        with opened(path) as (_, stream):
+            rate = stream.average_rate
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be decoded: {error.strerror}") from None
     return float(rate or 8), stream_frames(path, start)
@@ -227,9 +186,11 @@ class VideoFolder(ClipSource):
     layout None: what layouts.find_layout finds, each class a folder. Each video's short side is
     resized to H (bilinear, antialiased), then (H, W) is cropped and T frames are taken at
     `stride`: at random places where `clip` gets a generator, else at the centre. What cannot be
-    used is named once on stderr and left out. `index` (a JSON file) keeps the frame counts, since
-    counting means decoding. Small folders are kept decoded in memory (cache_bytes).
+    used is named once on stderr and left out. `index` (a JSON file) keeps the frame counts, which
+    may mean decoding. Small folders are kept decoded in memory (cache_bytes).
     """
+
+    parallel = True
 
     def __init__(self, root: str | Path, shape: tuple[int, int, int], *, stride: int = 1,
                  flip: bool = False, pad_short: bool = False, index: str | Path | None = None,
@@ -242,60 +203,70 @@ class VideoFolder(ClipSource):
         self.videos: list[tuple[Path, int]] = []
         self.labels: list[int] = []
         self.class_names = layout.class_names
+        self._spacings: list[Spacing | None] = []
+        self._sizes: list[int] = []
         for path, label in zip(layout.clips, layout.labels):
             name = str(path.relative_to(self.root))
-            facts = counts[name]
-            frames, error = facts["frames"], facts["error"]
-            if not error and min(facts["height"], facts["width"]) < 8:
-                error = f"{facts['width']}x{facts['height']} pixels is no picture"
-            if not error and frames < self.needed and not pad_short:
-                error = (f"{frames} frames, and a clip takes {self.needed} "
-                         "(--pad-short repeats the last frame instead)")
-            if error:
-                print(f"skipped {name}: {error}", file=sys.stderr)
+            if name not in counts or not self._can_be_used(name, counts[name]):
                 continue
-            if frames < self.needed:
-                print(f"{name}: {frames} frames, the last one repeated to make {self.needed}",
-                      file=sys.stderr)
-            self.videos.append((path, frames))
+            facts = counts[name]
+            self.videos.append((path, facts["frames"]))
             self.labels.append(label)
+            self._sizes.append(facts["stamp"][0])
+            self._spacings.append(Spacing(facts["first"], facts["distance"])
+                                  if facts["distance"] else None)
         if not self.videos:
             raise ValueError(f"none of the {len(layout.clips)} videos in {self.root} can be used")
         pixels = sum(frames for _, frames in self.videos) * self.H * self.W * 3 * 16 // 9
         self._cache: dict[Path, np.ndarray] | None = {} if pixels <= cache_bytes else None
-        self._broken: set[Path] = set()
+        self._named: set[Path] = set()
+        self._naming = threading.Lock()
+
+    def _can_be_used(self, name: str, facts: dict) -> bool:
+        """Whether clips can be taken from a video; what stands against it is said."""
+        frames, error = facts["frames"], facts["error"]
+        if not error and min(facts["height"], facts["width"]) < 8:
+            error = f"{facts['width']}x{facts['height']} pixels is no picture"
+        if not error and frames < self.needed and not self.pad_short:
+            error = (f"{frames} frames, and a clip takes {self.needed} "
+                     "(--pad-short repeats the last frame instead)")
+        if error:
+            print(f"skipped {name}: {error}", file=sys.stderr)
+        elif frames < self.needed:
+            print(f"{name}: {frames} frames, the last one repeated to make {self.needed}",
+                  file=sys.stderr)
+        return not error
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def clip(self, index: int, random: np.random.Generator | None = None
              ) -> tuple[np.ndarray, int]:
-        """A clip of video `index`. One that no longer decodes is named once and the next taken."""
-        for place in range(index, index + len(self)):
-            path, frames = self.videos[place % len(self)]
-            if path in self._broken:
-                continue
-            spare = self.spare_frames(place % len(self))
-            start = spare // 2 if random is None else int(random.integers(spare + 1))
-            try:
-                video = self._window(path, start, min(frames, self.needed))
-            except (ValueError, OSError) as error:
-                self._broken.add(path)
-                print(f"left out from now on: {error}", file=sys.stderr)
-            else:
-                return self._crop(video, random), self.labels[place % len(self)]
-        raise ValueError(f"no video in {self.root} can be decoded any more")
+        """A clip of video `index`; where that fails twice, of the next that does not.
 
-    def _window(self, path: Path, start: int, length: int) -> np.ndarray:
-        """The T frames from start, short side resized; short videos end with copies."""
-        count = (length - 1) // self.stride + 1
-        if self._cache is None:
-            video = resize_short_side(read_video(path, start, count, self.stride), self.H, self.W)
-        else:
-            if path not in self._cache:
-                self._cache[path] = resize_short_side(read_video(path), self.H, self.W)
-            video = self._cache[path][start::self.stride][:count]
-        return np.concatenate([video, repeat(video[-1], "h w c -> t h w c", t=self.T - len(video))])
+        Where to begin and to crop, and whether to mirror, is drawn before any file is opened, and
+        holds for whichever video stands in. A failing one is named once, and tried again whenever
+        its turn comes. So a clip follows from index, random and the files as they are now alone:
+        a run that was resumed sees what one that was not does, whatever either saw fail before.
+        """
+        *places, coin = (None, None, None, 1.0) if random is None else random.random(4)
+        for number in range(index, index + min(len(self), STAND_INS)):
+            for _ in range(2):
+                try:
+                    video, label = self._cut(number % len(self), *places)
+                except (ValueError, OSError) as error:
+                    failure = error
+                else:
+                    mirrored = self.flip and coin < 0.5
+                    return np.ascontiguousarray(video[:, :, ::-1] if mirrored else video), label
+            self._name_once(self.videos[number % len(self)][0], failure)
+        raise ValueError(f"no video in {self.root} can be decoded any more; the last: {failure}")
+
+    def _name_once(self, path: Path, failure: Exception) -> None:
+        with self._naming:
+            if path not in self._named:
+                self._named.add(path)
+                print(f"another clip stands in: {failure}", file=sys.stderr)
 
     def spare_frames(self, index: int) -> int:
         return max(0, self.videos[index][1] - self.needed)
@@ -303,79 +274,64 @@ class VideoFolder(ClipSource):
     def clip_at(self, index: int, start: int, y: float, x: float) -> tuple[np.ndarray, int]:
         """As ClipSource has it. ValueError where the file no longer decodes: were another clip to
         stand in, an evaluation's numbers would depend on when the disk failed."""
+        return self._crop(self._window(index, start), y, x), self.labels[index]
+
+    def _cut(self, index: int, start: float | None, y: float | None, x: float | None
+             ) -> tuple[np.ndarray, int]:
+        """A clip of a video and its label; all three places are of what is spare (place_of)."""
+        video = self._window(index, place_of(start, self.spare_frames(index)))
+        return self._crop(video, y, x), self.labels[index]
+
+    def _window(self, index: int, start: int) -> np.ndarray:
+        """The T frames from start, short side resized; short videos end with copies."""
         path, frames = self.videos[index]
-        video = self._window(path, start, min(frames, self.needed))
-        y, x = (min(int(place * (size - wanted + 1)), size - wanted) for place, size, wanted in
+        count = (min(frames, self.needed) - 1) // self.stride + 1
+        if self._cache is None:
+            video = resize_short_side(read_frames(path, start, count, self.stride,
+                                                  self._spacings[index]), self.H, self.W)
+        else:
+            if path not in self._cache:    # two threads may both decode it: the same frames twice
+                self._cache[path] = resize_short_side(read_frames(path), self.H, self.W)
+            video = self._cache[path][start::self.stride][:count]
+        return np.concatenate([video, repeat(video[-1], "h w c -> t h w c", t=self.T - len(video))])
+
+    def _crop(self, video: np.ndarray, y: float | None, x: float | None) -> np.ndarray:
+        y, x = (place_of(place, size - wanted) for place, size, wanted in
                 zip((y, x), video.shape[1:3], (self.H, self.W)))
-        return video[:, y:y + self.H, x:x + self.W], self.labels[index]
+        return video[:, y:y + self.H, x:x + self.W]
 
     def fingerprint(self) -> str:
-        return digest([(str(path), frames, _stamp(path)[0]) for path, frames in self.videos])
-
-    def _crop(self, video: np.ndarray, random: np.random.Generator | None) -> np.ndarray:
-        spare = np.array(video.shape[1:3]) - (self.H, self.W)
-        y, x = spare // 2 if random is None else random.integers(spare + 1)
-        video = video[:, y:y + self.H, x:x + self.W]
-        mirrored = self.flip and random is not None and random.random() < 0.5
-        return np.ascontiguousarray(video[:, :, ::-1] if mirrored else video)
+        """Of the names below root, lengths and sizes of files: a folder may move."""
+        names = (path.relative_to(self.root).as_posix() for path, _ in self.videos)
+        return digest([(name, frames, size) for name, (_, frames), size in
+                       zip(names, self.videos, self._sizes)])
 
 
-def _stamp(path: Path) -> list[int]:
-    """Size and time of a clip's file, which for a record is the file that it lies in."""
-    stat = (path.parent if path.parent.is_file() else path).stat()
-    return [stat.st_size, stat.st_mtime_ns]
+def place_of(fraction: float | None, spare: int) -> int:
+    """One of spare + 1 places, at a fraction in [0, 1] of the way; None is the middle."""
+    return spare // 2 if fraction is None else min(int(fraction * (spare + 1)), spare)
 
 
-def count_frames(paths: list[Path], root: Path, index: str | Path | None) -> dict[str, dict]:
-    """Frames, height, width and error of each file, by its path below root; cached in index."""
-    known: dict[str, dict] = {}
-    if index is not None and Path(index).exists():
-        known = json.loads(Path(index).read_text())
-    names = {str(path.relative_to(root)): path for path in paths}
-    stamps = {name: _stamp(path) for name, path in names.items()}
-    unknown = [name for name in names if known.get(name, {}).get("stamp") != stamps[name]]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, facts in zip(unknown, pool.map(_inspect, map(names.get, unknown))):
-            known[name] = dict(stamp=stamps[name], **facts)
-    if index is not None and unknown:
-        Path(index).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(f"{index}.{os.getpid()}")
-        temporary.write_text(json.dumps(known))
-        os.replace(temporary, index)
-    return {name: known[name] for name in stamps}
+def resize_short_side(video: Sequence[np.ndarray], H: int, W: int) -> np.ndarray:
+    """uint8 (T, h, w, 3): the smallest size that covers (H, W), antialiased bilinear.
 
-
-def _inspect(path: Path) -> dict:
-    """Decode a whole video, keep nothing but its size."""
-    facts = dict(frames=0, height=0, width=0, error="")
-    try:
-        if holds_pictures(path):
-            facts["frames"], facts["height"], facts["width"] = inspect_pictures(path)
-        elif path.suffix.lower() == ".npy":
-            facts["frames"], facts["height"], facts["width"] = read_video(path).shape[:3]
-        else:
-            with av.open(str(path)) as container:
-                for frame in container.decode(video=0):
-                    facts["frames"] += 1
-                    facts["height"], facts["width"] = frame.height, frame.width
-    except (av.FFmpegError, ValueError, OSError, IndexError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        facts["error"] = f"breaks after {facts['frames']} frames ({reason})"
-    if not facts["frames"] and not facts["error"]:
-        facts["error"] = "holds no frames"
-    return facts
-
-
-def resize_short_side(video: np.ndarray, H: int, W: int) -> np.ndarray:
-    """uint8 (T, h, w, 3): the smallest size that covers (H, W), antialiased bilinear."""
-    height, width = video.shape[1:3]
+    Frame by frame, since a stack of whole frames would only be copied.
+    """
+    height, width = video[0].shape[:2]
     scale = max(H / height, W / width)
     size = (max(H, round(height * scale)), max(W, round(width * scale)))
     if size == (height, width):
-        return video
-    frames = rearrange(torch.from_numpy(np.ascontiguousarray(video)), "t h w c -> t c h w")
-    frames = F.interpolate(frames, size, mode="bilinear", antialias=True)
-    return rearrange(frames, "t c h w -> t h w c").numpy()
+        return np.stack(video)
+    resized = np.empty((len(video), *size, 3), np.uint8)
+    for t, frame in enumerate(video):
+        if frame.shape[:2] != (height, width):
+            raise ValueError(f"frame {t} is {frame.shape[1]}x{frame.shape[0]} pixels, the first is "
+                             f"{width}x{height}")
+        picture = torch.from_numpy(np.require(frame, requirements="CW"))     # turned, or on disk
+        picture = rearrange(picture, "h w c -> 1 c h w")
+        picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
+        resized[t] = rearrange(picture, "1 c h w -> h w c").numpy()
+    return resized
 
 
 def load_clip(path: str | Path, shape: tuple[int, int, int], start: int = 0,

@@ -5,7 +5,9 @@ Paper   Sec. 4.1; App. B.3 ("a single data loader")
 Shapes  a clip is uint8 (T, H, W, 3) and an int label, as files and pictures hold them;
         a batch is float (B, 3, T, H, W) in [0, 1] and int64 (B,), as networks want them.
 
-Read    ClipSource, load_batch.
+Read    ClipSource, clip_of, load_batch.
+
+Not here: batches that are prepared while another is learned from (loader.py).
 
 Run:    python -m data.source          the order in which clips are visited
 """
@@ -31,6 +33,7 @@ class ClipSource:
 
     class_names: list[str] = []             # labels are indices into them; none: no classes
     held_out: ClipSource | None = None      # clips kept from training, which the report shows
+    parallel = False                        # whether several threads may call `clip` at a time
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -70,6 +73,7 @@ class ThreeMethods(ClipSource):
     def __init__(self, source):
         self.clip, self.class_names, self._length = source.clip, source.class_names, len(source)
         self.held_out = getattr(source, "held_out", None)
+        self.parallel = getattr(source, "parallel", False)
 
     def __len__(self) -> int:
         return self._length
@@ -81,22 +85,30 @@ def shuffled(length: int, *seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(length)
 
 
+def clip_of(source: ClipSource, step: int, place: int, batch_size: int, seed: int,
+            augment: bool = True) -> tuple[np.ndarray, int]:
+    """The clip at a place in the batch of a step, and its label. No state anywhere.
+
+    Clips are visited in a new order each epoch. Windows, crops and flips follow from (seed, step,
+    place in the batch).
+    """
+    epoch, position = divmod(step * batch_size + place, len(source))
+    random = np.random.default_rng([seed, step, place]) if augment else None
+    return source.clip(int(shuffled(len(source), seed, epoch)[position]), random)
+
+
+def places_of(batch_size: int, rank: int, world: int) -> range:
+    """A batch is shared out to `world` processes: together they see what one would."""
+    share = batch_size // world
+    return range(rank * share, (rank + 1) * share)
+
+
 def load_batch(source: ClipSource, step: int, batch_size: int, seed: int, rank: int = 0,
                world: int = 1, augment: bool = True) -> tuple[Tensor, Tensor]:
-    """The batch of a step: (B, 3, T, H, W) in [0, 1] and labels (B,). No state anywhere.
-
-    Clips are visited in a new order each epoch. A batch of `batch_size` is shared out to `world`
-    processes: together they see what one would. Windows, crops and flips follow from (seed,
-    step, place in the batch).
-    """
-    share = batch_size // world
-    clips, labels = [], []
-    for place in range(rank * share, (rank + 1) * share):
-        epoch, position = divmod(step * batch_size + place, len(source))
-        random = np.random.default_rng([seed, step, place]) if augment else None
-        clip, label = source.clip(int(shuffled(len(source), seed, epoch)[position]), random)
-        clips.append(clip)
-        labels.append(label)
+    """The batch of a step, or a process's share of it: (B, 3, T, H, W) in [0, 1] and labels (B,).
+    Loaded here and now; loader.BatchLoader has the same clips ready before they are asked for."""
+    clips, labels = zip(*(clip_of(source, step, place, batch_size, seed, augment)
+                          for place in places_of(batch_size, rank, world)))
     return to_float(np.stack(clips)), torch.tensor(labels)
 
 
@@ -106,9 +118,15 @@ def all_clips(source: ClipSource) -> tuple[Tensor, Tensor]:
     return to_float(np.stack(clips)), torch.tensor(labels)
 
 
-def to_float(clips: np.ndarray) -> Tensor:
-    """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in [0, 1]."""
-    return rearrange(torch.from_numpy(clips), "b t h w c -> b c t h w").float() / 255
+def to_float(clips: np.ndarray | Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in [0, 1], on the device where clips are.
+
+    By a divisor on that device: by a plain number a GPU would multiply with 1/255, which is not
+    the same to the last bit.
+    """
+    clips = torch.as_tensor(clips)
+    divisor = torch.full((), 255.0, device=clips.device)
+    return rearrange(clips, "b t h w c -> b c t h w").float() / divisor
 
 
 def main() -> None:

@@ -1,15 +1,25 @@
-"""data/clips.py, data/source.py, data/moving_shapes.py and pictures.py: clips in, pictures out."""
+"""data/ but for its layouts, and pictures.py: clips in, pictures out."""
+import errno
 import json
+import threading
+import time
+from fractions import Fraction
 
+import av
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
+import data.clips
 import data.counts
+import data.decoding
 from data.clips import (DataConfig, VideoFolder, load_clip, open_source, read_video,
                         resize_short_side, write_video)
+from data.counts import count_frames, inspect
+from data.decoding import Spacing, decoded, read_window
+from data.loader import BatchLoader
 from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource, load_batch, to_float
 from pictures import to_frames, write_grid
@@ -120,6 +130,236 @@ def test_a_rotation_flag_is_honoured():
 
 
 # ---------------------------------------------------------------------------------------------
+# Inside a file: windows anywhere, and counts
+
+SHARED = sorted(path for folder in (ODD, ODD.parent / "clips") for path in folder.rglob("*.*")
+                if path.suffix not in (".md", ".json"))
+needs_shared = pytest.mark.skipif(not SHARED, reason="../shared is not on this machine")
+
+
+def textured(frames, size=64):
+    """A pattern that moves over noise: no two frames are alike, and none is cheap."""
+    noise = np.random.default_rng(0).integers(0, 90, (size, size), dtype=np.uint8)
+    for t in range(frames):
+        picture = np.roll(noise, (t, 2 * t), (0, 1))
+        picture[(np.arange(16) + t) % size] += np.uint8(60 + t % 100)
+        yield np.stack([picture, noise, picture[::-1]], -1)
+
+
+def encode(path, frames, codec="libx264", pixels="yuv420p", stamps=None, **options):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=25, options=options)
+        stream.width = stream.height = 64
+        stream.pix_fmt = pixels
+        for t, frame in enumerate(textured(frames)):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            if stamps:
+                picture.pts, picture.time_base = stamps(t), Fraction(1, 25)
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode())
+    return path
+
+
+MADE = {   # what encoders do that makes it hard to begin in the middle
+    "b_frames.mp4": dict(bf="3", g="250", **{"x264-params": "b-pyramid=normal:scenecut=0"}),
+    "short.mp4": dict(bf="3", g="12"), "b_frames.mkv": dict(bf="4", g="40"),
+    "open.mp4": dict(bf="3", g="20", **{"x264-params": "open-gop=1:scenecut=0"}),
+    "refresh.mp4": dict(g="30", **{"x264-params": "intra-refresh=1:scenecut=0"}),
+    "h264.avi": dict(bf="2", g="20"), "xvid.avi": dict(codec="mpeg4", g="20"),
+    "xvid_b.avi": dict(codec="mpeg4", g="20", bf="2"), "mpeg4.mp4": dict(codec="mpeg4", bf="2"),
+    "vp9.webm": dict(codec="libvpx-vp9", g="30", deadline="realtime", **{"cpu-used": "8"}),
+    "vp8.webm": dict(codec="libvpx", g="30", **{"auto-alt-ref": "1", "lag-in-frames": "16"})}
+
+
+def agrees_with_decoding(path, random, tries):
+    """Whether the file could be entered, after many windows were what decoding it all gives."""
+    whole = list(data.decoding.pictures(decoded(path)))
+    facts = inspect(path)
+    assert facts["frames"] == len(whole) and not facts["error"], path.name
+    spacing = Spacing(facts["first"], facts["distance"]) if facts["distance"] else None
+    for _ in range(tries):
+        start, stride = int(random.integers(len(whole))), int(random.integers(1, 4))
+        stop = min(len(whole), start + stride * int(random.integers(1, 17)))
+        window = read_window(path, start, stop, stride, spacing)
+        assert len(window) == len(range(start, stop, stride)), path.name
+        assert all(map(np.array_equal, window, whole[start:stop:stride])), (path.name, start, stop)
+    return spacing is not None
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_windows_are_those_of_the_whole_however_the_video_was_made(name, tmp_path):
+    path = encode(tmp_path / name, 130, **MADE[name])
+    entered = agrees_with_decoding(path, np.random.default_rng(0), tries=40)
+    assert entered == (name not in ("h264.avi", "xvid_b.avi"))
+
+
+@needs_shared
+@pytest.mark.parametrize("path", SHARED, ids=lambda path: path.name)
+def test_counts_and_windows_of_real_files_are_those_of_decoding_them(path):
+    if path.name == "corrupted.mp4":
+        assert inspect(path)["error"].startswith("breaks after 28 frames")
+        return
+    seldom = path.parent.name == "scenes" or path.suffix in (".webm", ".mkv")
+    agrees_with_decoding(path, np.random.default_rng(0), tries=4 if seldom else 12)
+
+
+def test_a_window_late_in_a_long_video_is_entered_not_decoded_up_to(tmp_path, monkeypatch):
+    path = encode(tmp_path / "long.mp4", 400, bf="3", g="50")
+    facts = inspect(path)
+    expected = read_window(path, 370, 386)
+    monkeypatch.setattr(data.decoding, "decoded", None)      # would fail if it were called
+    spacing = Spacing(facts["first"], facts["distance"])
+    assert np.array_equal(read_window(path, 370, 386, 1, spacing), expected)
+
+
+def test_a_wrong_spacing_is_noticed_by_the_stamps_of_the_frames(tmp_path):
+    path = encode(tmp_path / "a.mp4", 100, g="20")
+    expected = read_window(path, 50, 60)
+    for wrong in (Spacing(0, 700.0), Spacing(0, 256.0), Spacing(300, 512.0)):
+        assert np.array_equal(read_window(path, 50, 60, 1, wrong), expected)
+
+
+def test_frames_at_a_changing_rate_are_counted_but_not_entered(tmp_path):
+    path = encode(tmp_path / "a.mp4", 100, g="20", stamps=lambda t: t + t // 10)
+    assert not agrees_with_decoding(path, np.random.default_rng(0), tries=10)
+    assert Spacing.of([0, 33, 67, 100]) and Spacing.of([5, 10]) == (5, 5)
+    for stamps in ([0, 33, 100, 133], [0, None, 67], [7], [], [0, 0, 0]):
+        assert Spacing.of(stamps) is None
+
+
+@pytest.mark.parametrize("name, trusted", [
+    ("a.mp4", True), ("a.mkv", True), ("a.mov", True), ("vp9.webm", True), ("vp8.webm", False),
+    ("mpeg4.mp4", False), ("a.avi", False)])
+def test_frames_are_counted_without_decoding_where_the_container_is_trusted(
+        tmp_path, monkeypatch, name, trusted):
+    path = encode(tmp_path / name, 40, **MADE.get(name, {}))
+    asked = []
+    count = data.decoding._stamps_of_packets
+    monkeypatch.setattr(data.decoding, "_stamps_of_packets",
+                        lambda *file: asked.append(count(*file)) or asked[-1])
+    facts = inspect(path)
+    assert (facts["frames"], facts["height"], facts["width"]) == (40, 64, 64)
+    assert any(asked) == trusted
+
+
+def test_files_that_were_cut_short_are_not_trusted(tmp_path):
+    """At the end, where packets are missing; and in front, where frames wait for a key frame."""
+    path = encode(tmp_path / "a.mp4", 100, g="20", bf="2", movflags="faststart")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) * 2 // 3])
+    assert inspect(path)["frames"] < 100
+    path.write_bytes(whole)
+    late = tmp_path / "late.mkv"
+    with av.open(str(path)) as old, av.open(str(late), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in list(old.demux(video=0))[5:-1]:
+            packet.stream = stream
+            new.mux(packet)
+    assert inspect(late)["frames"] == len(list(decoded(late)))
+
+
+# ---------------------------------------------------------------------------------------------
+# The list of counts
+
+def boxes(folder, names):
+    for name in names:
+        write_video(folder / f"{name}.npy", moving_box(8, 16, 24))
+    return sorted(folder.iterdir())
+
+
+def test_what_the_disk_fails_to_give_is_tried_again_and_never_taken_for_damage(
+        tmp_path, monkeypatch, capsys):
+    paths, index = boxes(tmp_path / "videos", "abcd"), tmp_path / "index.json"
+    tried = []
+    open_array = data.counts.open_array
+
+    def unsteady(path):
+        tried.append(path.stem)
+        if path.stem == "a" or (path.stem == "b" and tried.count("b") == 1):
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return open_array(path)
+
+    monkeypatch.setattr(data.counts, "open_array", unsteady)
+    counts = count_frames(paths, tmp_path / "videos", index)
+    assert sorted(counts) == ["b.npy", "c.npy", "d.npy"] == sorted(json.loads(index.read_text()))
+    assert sorted(tried[-2:]) == ["a", "b"] and not any(f["error"] for f in counts.values())
+    assert capsys.readouterr().err == "left out of this run a.npy: Stale file handle\n"
+    assert len(VideoFolder(tmp_path / "videos", (8, 16, 16), index=index)) == 3
+    monkeypatch.setattr(data.counts, "open_array", open_array)
+    assert len(count_frames(paths, tmp_path / "videos", index)) == 4
+
+
+def test_damage_is_told_from_a_disk_that_fails(tmp_path, monkeypatch):
+    def failing(number):
+        def inspect_video(path, facts):
+            raise av.error.OSError(number, "of FFmpeg", str(path))
+        return inspect_video
+
+    for number, damage in ((errno.EIO, False), (errno.ETIMEDOUT, False), (errno.EPERM, True)):
+        monkeypatch.setattr(data.counts, "inspect_video", failing(number))
+        if damage:
+            assert "breaks after 0 frames" in inspect(tmp_path / "a.mp4")["error"]
+        else:
+            with pytest.raises(OSError):
+                inspect(tmp_path / "a.mp4")
+    (tmp_path / "empty.npy").write_bytes(b"")
+    assert inspect(tmp_path / "empty.npy")["error"]
+
+
+def test_the_list_is_saved_as_counting_goes_on_and_when_it_is_interrupted(tmp_path, monkeypatch):
+    paths, index = boxes(tmp_path / "videos", "abcdefgh"), tmp_path / "index.json"
+    saved = []
+    save, real = data.counts._save, inspect
+
+    def interrupted(path):
+        if path.stem == "f":
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(data.counts, "_save", lambda *known: saved.append(1) or save(*known))
+    monkeypatch.setattr(data.counts, "SAVED_EVERY", 0.0)
+    monkeypatch.setattr(data.counts, "inspect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        count_frames(paths, tmp_path / "videos", index)
+    assert len(saved) > 1 and set("abcde") == {name[0] for name in json.loads(index.read_text())}
+    counted = []
+    monkeypatch.setattr(data.counts, "inspect", lambda path: counted.append(path.stem) or
+                        real(path))
+    assert len(count_frames(paths, tmp_path / "videos", index)) == 8
+    assert sorted(counted) == ["f", "g", "h"]
+    assert not list(tmp_path.glob("index.json.*"))
+
+
+def test_many_files_have_a_bar_and_few_have_none(tmp_path, capsys, monkeypatch):
+    paths = boxes(tmp_path, "abc")
+    count_frames(paths, tmp_path, None)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(data.counts, "SHOWN_FROM", 2)
+    count_frames(paths, tmp_path, None)
+    assert "counting frames: 100%" in capsys.readouterr().err
+
+
+def test_a_list_that_is_there_costs_one_look_at_each_file(tmp_path, monkeypatch):
+    paths, index = boxes(tmp_path / "videos", "abc"), tmp_path / "index.json"
+    first = VideoFolder(tmp_path / "videos", (8, 16, 16), index=index)
+    monkeypatch.setattr(data.counts, "inspect", None)         # would fail if it were called
+    looks = []
+    stamp_of = data.counts.stamp_of
+    monkeypatch.setattr(data.counts, "stamp_of", lambda path: looks.append(path) or stamp_of(path))
+    source = VideoFolder(tmp_path / "videos", (8, 16, 16), index=index)
+    assert source.fingerprint() == first.fingerprint() and sorted(looks) == paths
+
+
+def test_a_folder_that_moves_is_the_same_data(tmp_path):
+    boxes(tmp_path / "here", "ab")
+    before = VideoFolder(tmp_path / "here", (8, 16, 16)).fingerprint()
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert VideoFolder(tmp_path / "there", (8, 16, 16)).fingerprint() == before
+    (tmp_path / "there/a.npy").rename(tmp_path / "there/c.npy")
+    assert VideoFolder(tmp_path / "there", (8, 16, 16)).fingerprint() != before
+
+
+# ---------------------------------------------------------------------------------------------
 # Folders
 
 def test_labels_are_the_folders(folder):
@@ -179,7 +419,62 @@ def test_the_index_saves_the_second_count_and_notices_a_changed_file(tmp_path, m
     assert json.loads((tmp_path / "index.json").read_text())["b.npy"]["frames"] == 30
 
 
-def test_a_video_that_breaks_later_is_named_once_and_replaced(tmp_path, capsys):
+@pytest.fixture
+def breaking(tmp_path, monkeypatch):
+    """Three videos that tell their number by their brightness; `failing` of them can be told to
+    fail, by name: how often still. `opened` is what was tried."""
+    for number, name in enumerate("abc"):
+        write_video(tmp_path / f"{name}.npy", moving_box() + np.uint8(number))
+    source = VideoFolder(tmp_path, (8, 16, 16), flip=True, cache_bytes=0)
+    source.failing, source.tried = {}, []
+    read = data.clips.read_frames
+
+    def fails(path, *window):
+        source.tried.append(path.name)
+        if source.failing.get(path.name, 0) > 0:
+            source.failing[path.name] -= 1
+            raise OSError(errno.EIO, "the disk does not answer", str(path))
+        return read(path, *window)
+
+    monkeypatch.setattr(data.clips, "read_frames", fails)
+    return source
+
+
+def drawn(source, index, seed=3):
+    return source.clip(index, np.random.default_rng(seed))[0]
+
+
+def test_a_file_that_always_fails_is_named_once_and_the_next_stands_in_with_the_same_draws(
+        breaking, capsys):
+    expected = drawn(breaking, 1)
+    breaking.failing["a.npy"] = 1000
+    for _ in range(3):
+        assert np.array_equal(drawn(breaking, 0), expected)
+    assert capsys.readouterr().err.count("a.npy") == 1
+    breaking.failing["b.npy"] = 1000
+    assert np.array_equal(drawn(breaking, 0), drawn(breaking, 2))
+    breaking.failing["c.npy"] = 1000
+    with pytest.raises(ValueError, match="no video in .* can be decoded any more"):
+        drawn(breaking, 0)
+
+
+def test_a_file_that_fails_once_is_read_again_and_nothing_is_said(breaking, capsys):
+    expected = drawn(breaking, 0)
+    breaking.tried.clear()
+    breaking.failing["a.npy"] = 1
+    assert np.array_equal(drawn(breaking, 0), expected)
+    assert breaking.tried == ["a.npy", "a.npy"] and not capsys.readouterr().err
+
+
+def test_a_file_that_recovers_comes_back_so_that_a_resumed_run_sees_the_same(breaking):
+    expected = [drawn(breaking, index, seed) for seed in range(3) for index in range(3)]
+    breaking.failing["a.npy"] = 2
+    assert np.array_equal(drawn(breaking, 0), drawn(breaking, 1))
+    seen = [drawn(breaking, index, seed) for seed in range(3) for index in range(3)]
+    assert np.array_equal(seen, expected)
+
+
+def test_a_video_that_breaks_on_disk_is_named_once_and_replaced(tmp_path, capsys):
     for name in ("a.mp4", "b.mp4"):
         write_video(tmp_path / name, moving_box())
     source = VideoFolder(tmp_path, (16, 16, 16), cache_bytes=0)
@@ -188,6 +483,8 @@ def test_a_video_that_breaks_later_is_named_once_and_replaced(tmp_path, capsys):
     for _ in range(3):
         assert np.array_equal(source.clip(0)[0], expected)
     assert capsys.readouterr().err.count("a.mp4") == 1
+    with pytest.raises(ValueError, match="a.mp4 cannot be decoded"):
+        source.clip_at(0, 0, 0.5, 0.5)
 
 
 def test_the_cache_changes_no_clip(folder):
@@ -311,6 +608,95 @@ def test_two_processes_together_see_what_one_would(folder):
     halves = [load_batch(source, 3, 4, seed=5, rank=rank, world=2) for rank in range(2)]
     assert torch.equal(video, torch.cat([half[0] for half in halves]))
     assert torch.equal(label, torch.cat([half[1] for half in halves]))
+
+
+# ---------------------------------------------------------------------------------------------
+# Batches ahead
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_the_loader_has_the_clips_of_load_batch_in_any_order_of_steps(folder, cache_bytes):
+    source = VideoFolder(folder, (8, 16, 16), flip=True, cache_bytes=cache_bytes)
+    for rank, world in ((0, 1), (1, 2)):
+        with BatchLoader(source, 4, 5, rank, world, threads=3, ahead=2, total=9) as loader:
+            for step in (0, 1, 2, 7, 8, 3, 3, 0):
+                clips, labels = loader(step)
+                video, expected = load_batch(source, step, 4, 5, rank, world)
+                assert clips.dtype == torch.uint8 and clips.shape[1:] == (8, 16, 16, 3)
+                assert torch.equal(to_float(clips), video) and torch.equal(labels, expected)
+
+
+class Watched(Numbered):
+    """Says by how many threads it is called at a time, and for which steps; 7 may fail."""
+
+    def __init__(self, parallel, wait=0.01):
+        super().__init__("test")
+        self.parallel, self.wait, self.lock = parallel, wait, threading.Lock()
+        self.inside, self.most, self.clips, self.fails = 0, 0, [], False
+
+    def clip(self, index, random=None):
+        with self.lock:
+            self.inside, self.clips = self.inside + 1, self.clips + [index]
+            self.most = max(self.most, self.inside)
+        time.sleep(self.wait)
+        with self.lock:
+            self.inside -= 1
+        if self.fails:
+            raise ValueError("this clip cannot be drawn")
+        return super().clip(index, random)
+
+
+@pytest.mark.parametrize("parallel, most", [(True, 3), (False, 1)])
+def test_a_source_is_called_by_several_threads_only_if_it_says_so(parallel, most):
+    source = Watched(parallel)
+    with BatchLoader(source, 8, 0, threads=3) as loader:
+        loader(0)
+    assert source.most == most
+    assert VideoFolder.parallel and not ClipSource.parallel
+
+
+def test_the_next_batches_are_begun_and_none_beyond_the_last():
+    source = Watched(True, wait=0)
+    with BatchLoader(source, 4, 0, threads=2, ahead=2, total=4) as loader:
+        loader(0)
+        deadline = time.monotonic() + 10
+        while len(source.clips) < 12 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(source.clips) == 12                        # step 0 and two ahead
+        for step in range(1, 4):
+            loader(step)
+        time.sleep(0.05)
+        assert len(source.clips) == 16
+        with pytest.raises(ValueError, match="step 4 is beyond the last of 4"):
+            loader(4)
+
+
+def test_a_clip_that_fails_raises_where_its_step_is_asked_for_and_may_be_asked_for_again():
+    source = Watched(True, wait=0)
+    with BatchLoader(source, 4, 0, threads=2, ahead=1) as loader:
+        source.fails = True
+        with pytest.raises(ValueError, match="this clip cannot be drawn"):
+            loader(0)
+        source.fails = False
+        assert torch.equal(loader(0)[1], load_batch(source, 0, 4, 0)[1])
+
+
+def test_a_loader_that_is_closed_leaves_no_thread_and_does_not_wait_for_what_is_ahead():
+    before = threading.active_count()
+    source = Watched(False, wait=0.05)
+    with BatchLoader(source, 4, 0, ahead=50) as loader:
+        loader(0)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 2 and threading.active_count() == before
+    assert len(source.clips) < 20
+
+
+def test_bytes_become_the_same_floats_from_an_array_and_from_a_tensor():
+    clips = np.arange(256, dtype=np.uint8).reshape(1, 4, 8, 8, 1).repeat(3, -1)
+    expected = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 255
+    for given in (clips, torch.from_numpy(clips)):
+        assert torch.equal(to_float(given), expected)
+    if torch.cuda.is_available():
+        assert torch.equal(to_float(torch.from_numpy(clips).cuda()).cpu(), expected)
 
 
 def test_pixels_survive_the_way_to_floats_and_back():

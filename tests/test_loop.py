@@ -228,7 +228,7 @@ def test_torchrun_restarts_a_killed_worker_and_ends_right(folder, tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_at_twenty_random_moments_changes_nothing(folder, tmp_path):
-    arguments = ["--tokenizer-steps", "900", "--transformer-steps", "900", "--save-every", "5",
+    arguments = ["--tokenizer-steps", "1500", "--transformer-steps", "1500", "--save-every", "5",
                  "--no-report"]
     assert execute(folder, tmp_path / "whole", arguments).returncode == 0
     environment = os.environ | dict(OMP_NUM_THREADS="1")

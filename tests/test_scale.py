@@ -96,14 +96,14 @@ def test_processes_with_other_clips_or_settings_are_refused_before_anything_is_w
 
 def test_an_error_of_one_process_ends_all_within_seconds_with_that_error(folder, tmp_path):
     breaks = """
-import data.source
+import data.loader
 if rank == "1":
-    real = train.load_batch
-    def load_batch(source, step, *more):
+    real = data.loader.clip_of
+    def clip_of(source, step, *more):
         if step == 3:
             raise OSError("the disk of process 1 is gone")
         return real(source, step, *more)
-    train.load_batch = load_batch
+    data.loader.clip_of = clip_of
 """
     done, seconds = two(tmp_path, folder, tmp_path / "run", ["--tokenizer-steps", "2000"], breaks)
     assert done.returncode != 0 and "the disk of process 1 is gone" in done.stderr

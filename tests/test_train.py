@@ -207,7 +207,7 @@ def test_the_pool_holds_as_many_clips_as_it_is_asked_for(folder, tmp_path):
     tokenizer = load_network(load_checkpoint(tmp_path / "tokenizer.pt"))
     clips = TokenSource(tokenizer, source, config, Processes(), 2)
     clips(0)
-    assert len(clips.table) == 5 and clips.table.shards[0].shape == (5, 1 + 3 * 16)   # z, FP, CG
+    assert len(clips.table) == 5 and clips.table.shards[0].shape == (5, 1 + 3 * 8)    # z, FP, CG
 
 
 @pytest.mark.parametrize("backend", [

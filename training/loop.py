@@ -55,6 +55,7 @@ class Stage:
     measure: Callable[[int, dict], dict] = lambda step, terms: {}    # terms -> more of them
     watch: Callable[[int, dict], dict] = lambda step, terms: {}      # numbers -> what to show
     origin: dict = field(default_factory=dict)      # the run that --init took weights from
+    close: Callable[[], None] = lambda: None        # ends what batch_of keeps running
 
     @property
     def plain(self) -> dict[str, dict]:
@@ -93,7 +94,7 @@ def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
     pace = Pace(stage.clips, processes.world, processes.device, first and not config.compile)
     batches = prefetched(stage.batch_of, start, total)
     with Writer(path, start, config) as writer, StopSignal() as stop, contextlib.closing(
-            batches), float32_as(config.precision), tqdm(
+            stage), contextlib.closing(batches), float32_as(config.precision), tqdm(
             total=total, initial=start, desc=stage.name, disable=not first,
             mininterval=1.0) as bar:
         tell = Teller(stage.name, run / "log.jsonl" if first else None, stage.watch,

@@ -8,12 +8,14 @@ Shapes  any, without contents: FakeTensorMode gives every tensor a shape and no 
 Read    plan, step_cost, count_step, step_on (a step on made-up clips); Count.
 
 Run:    python -m training.plan                 what a step costs, what --recompute saves
+        python -m training.plan PRESET ...      days on eight H200, were they kept busy for 30 %
         python train.py PRESET --dry-run        the plan of a run
 """
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import weakref
 from dataclasses import replace
 from typing import Callable, NamedTuple
@@ -62,6 +64,10 @@ def plan(name: str, config: TrainConfig) -> str:
             if part not in ("ema", "lecam"):
                 count = sum(p.numel() for p in network.parameters())
                 lines.append(f"{part:14} {count:>12,} parameters")
+    elements = largest_tensor(config)
+    lines.append(f"the tokenizer's largest tensor has {elements:,} elements a clip; GPUs pad and "
+                 f"resize at most 2^31 at once, so from {2**29 // elements + 1} clips on they take "
+                 "turns")
     if config.inflate:
         lines.append("\nstage image comes first, where it is not there: the 2D tokenizer, for as "
                      "many steps as the other")
@@ -137,6 +143,14 @@ def step_cost(config: TrainConfig, stage: str) -> StepCost:
     return StepCost(flop, videos * count.flop / at_once, fixed + count.most_bytes, per_clip)
 
 
+def largest_tensor(config: TrainConfig) -> int:
+    """Elements of the largest tensor as the tokenizer encodes and decodes a clip."""
+    tokenizer = empty_networks(config, "tokenizer")["tokenizer"].to_empty(device="cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True), Count() as count, torch.no_grad():
+        tokenizer(made_up(config, 1))
+    return count.largest
+
+
 def count_step(config: TrainConfig, stage: str, clips: int) -> tuple[float, int]:
     """(FLOP, bytes) of a step of a stage on so many clips at once.
 
@@ -199,7 +213,7 @@ class Count(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.flop = self.bytes = self.most_bytes = 0
+        self.flop = self.bytes = self.most_bytes = self.largest = 0
         self.known: weakref.WeakSet = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
@@ -212,6 +226,7 @@ class Count(TorchDispatchMode):
         return result
 
     def _see(self, tensor: Tensor) -> Tensor:
+        self.largest = max(self.largest, tensor.numel())
         storage = tensor.untyped_storage()                               # views share one
         if storage not in self.known:
             self.known.add(storage)
@@ -224,7 +239,26 @@ class Count(TorchDispatchMode):
         self.bytes -= size
 
 
+def weeks(presets: list[str], cards: int = 8, peak: float = 989e12, share: float = 0.3) -> str:
+    """What presets take on so many cards that reach a share of their peak, as a table."""
+    rows = ["| preset | stage | steps | TFLOP a step | clips/s | days |", "|---|---|---|---|---|---|"]
+    for name in presets:
+        for stage in ("tokenizer", "transformer"):
+            config = PRESETS[name]
+            cost = step_cost(replace(config, precision="float32"), stage)
+            batch, steps = getattr(config, f"{stage}_batch"), config.steps(
+                stage, config.train_videos)[0]
+            flop = batch * (cost.flop_per_clip + cost.tokens_per_clip)
+            seconds = flop / (cards * peak * share)
+            rows.append(f"| {name} | {stage} | {steps:,} | {flop / 1e12:,.0f} | "
+                        f"{batch / seconds:,.0f} | {steps * seconds / 86400:.1f} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
+    if sys.argv[1:]:
+        print(weeks(sys.argv[1:]))
+        return
     print("ucf101-B, a training step on 8 clips   TFLOP   memory in float32")
     for stage in ("tokenizer", "transformer"):
         for recompute in (False, True):

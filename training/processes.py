@@ -84,6 +84,11 @@ def join_processes(backend: str, before: Callable[[], Any] | None = None, **opti
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, **options)
 
 
+def threads_of_this_process() -> int:
+    """This machine's cores, shared out to the processes that torchrun started on it."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 @contextlib.contextmanager
 def float32_as(precision: str) -> Iterator[None]:
     """Inside, what is left in float32 is computed by TF32 on GPUs if precision is "tf32".

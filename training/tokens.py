@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from commit import TASKS, tokenize_condition
 from data.moving_shapes import MovingShapes
-from data.source import ClipSource, load_batch
+from data.loader import BatchLoader
+from data.source import ClipSource, load_batch, to_float
 from steps import TokenBatch, autocast
 from training.checkpoint import load_checkpoint, load_network
-from training.processes import Processes, from_first
+from training.processes import Processes, from_first, threads_of_this_process
 from training.stored import Table, facts_of, make_rows, refuse_other_table
 from training.presets import PRESETS, TrainConfig
 
@@ -53,7 +54,11 @@ class TokenSource:
         if processes.rank == 0 and len(self.tasks) < len(config.tasks):
             print("no classes in the data: training without CFP; CG is unconditional",
                   file=sys.stderr)
-        self.table = table
+        self.loader = BatchLoader(
+            source, config.transformer_batch, config.seed + 1, processes.rank, processes.world,
+            threads=threads_of_this_process(), pinned=processes.device.type == "cuda",
+            total=config.steps("transformer", len(source))[0])
+        self.close, self.table = self.loader.close, table
         if table:
             refuse_other_table(table, tokenizer, config, self.tasks)
 
@@ -77,10 +82,9 @@ class TokenSource:
 
     def fresh(self, step: int, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """z, z-tilde (B, N), is_pad (N,), label (B,) of clips that are tokenized now."""
-        rank, world, device = self.processes
-        video, label = load_batch(self.source, step, self.config.transformer_batch,
-                                  self.config.seed + 1, rank, world)
-        video = video.to(device)
+        clips, label = self.loader(step)
+        device = self.processes.device
+        video = to_float(clips.to(device, non_blocking=True))
         return self._tokens(video), *self._condition(video, task), label.to(device)
 
     def stored(self, step: int, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
