@@ -7,8 +7,7 @@ Shapes  video (B, 3, T, H, W) -> logits (B,): how real the clip looks (2D: (B, T
         At 128 px: 16x128x128 -> 8x64x64 -> 4x32x32 -> 2x16x16 -> 1x8x8 -> 1x4x4 -> a number.
 
 Read    DiscriminatorConfig, DiscriminatorBlock, Discriminator3d, Discriminator2d; then the
-        statements about logits: generator_loss, discriminator_loss, r1_penalty, LeCam. Conv3d is
-        for speed alone: what it computes, nn.Conv3d does.
+        statements about logits: generator_loss, discriminator_loss, r1_penalty, LeCam.
 
 Not here: who is updated with what, and the weights of the terms (steps.py, tokenizer_step).
 
@@ -57,57 +56,6 @@ def pool_by_two(x: Tensor, axes: tuple[bool, bool, bool]) -> Tensor:
     return F.avg_pool3d(x, window, ceil_mode=True, count_include_pad=False)
 
 
-class Conv3d(nn.Conv3d):
-    """nn.Conv3d, stride 1, with a faster second derivative.
-
-    R1's gradient asks how the gradient of the pixels depends on the kernel. PyTorch answers with a
-    convolution whose own kernel is as large as the video, for which GPUs have no fast way. It is
-    the gradient of a kernel again, of the convolution that went backward, and so is asked for.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _Forward.apply(x, self.weight, self.bias, self.padding)
-
-
-def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int, int],
-               wanted: tuple[bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a convolution's input, kernel and bias; None where not wanted."""
-    return torch.ops.aten.convolution_backward(
-        gradient, x, weight, [len(weight)], [1] * 3, padding, [1] * 3, False, [0] * 3, 1, wanted)
-
-
-class _Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(context, x, weight, bias, padding):
-        context.save_for_backward(x, weight)
-        context.padding = padding
-        return F.conv3d(x, weight, bias, padding=padding)
-
-    @staticmethod
-    def backward(context, gradient):
-        x, weight = context.saved_tensors
-        wants_x, *wants_parameters, _ = context.needs_input_grad
-        of_x = _Backward.apply(gradient, x, weight, context.padding) if wants_x else None
-        of_parameters = _gradients(gradient, x, weight, context.padding, (False, *wants_parameters))
-        return of_x, *of_parameters[1:], None
-
-
-class _Backward(torch.autograd.Function):
-    """gradient of the output -> gradient of the input: a convolution, too, linear in both."""
-
-    @staticmethod
-    def forward(context, gradient, x, weight, padding):
-        context.save_for_backward(gradient, weight)
-        context.padding = padding
-        return _gradients(gradient, x, weight, padding, (True, False, False))[0]
-
-    @staticmethod
-    def backward(context, of_x):
-        gradient, weight = context.saved_tensors
-        of_weight = _gradients(gradient, of_x, weight, context.padding, (False, True, False))[1]
-        return F.conv3d(of_x, weight, padding=context.padding), None, of_weight, None
-
-
 class DiscriminatorBlock(nn.Module):
     """conv, pool, conv beside pool, 1x1x1 conv; their sum keeps its variance by 1/sqrt(2).
 
@@ -120,9 +68,9 @@ class DiscriminatorBlock(nn.Module):
         super().__init__()
         padding = tuple(k // 2 for k in kernel)
         self.axes = tuple(k > 1 for k in kernel)
-        self.conv1 = Conv3d(channels_in, channels_in, kernel, padding=padding)
-        self.conv2 = Conv3d(channels_in, channels_out, kernel, padding=padding)
-        self.skip = Conv3d(channels_in, channels_out, 1, bias=False)
+        self.conv1 = nn.Conv3d(channels_in, channels_in, kernel, padding=padding)
+        self.conv2 = nn.Conv3d(channels_in, channels_out, kernel, padding=padding)
+        self.skip = nn.Conv3d(channels_in, channels_out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.pool(F.leaky_relu(self.conv1(x), 0.2), self.axes)
@@ -142,13 +90,13 @@ class Discriminator3d(nn.Module):
         super().__init__()
         self.config = config
         widths = [config.base_channels * multiplier for multiplier in config.channel_multipliers]
-        self.conv_in = Conv3d(3, config.base_channels, config.kernel,
-                              padding=tuple(k // 2 for k in config.kernel))
+        self.conv_in = nn.Conv3d(3, config.base_channels, config.kernel,
+                                 padding=tuple(k // 2 for k in config.kernel))
         self.blocks = nn.Sequential(*(
             self.block_type(channels_in, channels_out, config.kernel)
             for channels_in, channels_out in zip([config.base_channels, *widths], widths)))
-        self.conv_out = Conv3d(widths[-1], widths[-1], config.kernel,
-                               padding=tuple(k // 2 for k in config.kernel))
+        self.conv_out = nn.Conv3d(widths[-1], widths[-1], config.kernel,
+                                  padding=tuple(k // 2 for k in config.kernel))
         left = [math.ceil(size / 2 ** len(widths)) if k > 1 else 1
                 for size, k in zip(config.resolution, config.kernel)]
         self.dense = nn.Linear(widths[-1] * math.prod(left), widths[-1])
@@ -168,9 +116,8 @@ class Discriminator3d(nn.Module):
 
     def _logits(self, video: Tensor) -> Tensor:
         video = video.contiguous(memory_format=torch.channels_last_3d)
-        # Not in bfloat16, for R1's sake. On CPUs there is another reason: where a convolution pads
-        # two frames, oneDNN returns a gradient of the kernel that holds whatever was in memory, at
-        # times NaN (torch 2.13).
+        # Not in bfloat16, for R1's sake. On CPUs also because there, where a convolution pads two
+        # frames, oneDNN returns a kernel's gradient of whatever was in memory (torch 2.13).
         with torch.autocast(video.device.type, enabled=False):
             x = F.leaky_relu(self.conv_in(video), 0.2)
             x = F.leaky_relu(self.conv_out(self.blocks(x)), 0.2)

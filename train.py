@@ -39,7 +39,7 @@ from data.source import ClipSource, digest, to_float
 from measure.pretrained import load_lpips
 from measure.report import report
 from steps import TokenBatch, tokenizer_step, transformer_step
-from training.build import build, refuse_impossible
+from training.build import build
 from training.checkpoint import is_finished, load_checkpoint, load_network, weights_hash
 from training.command import parse
 from training.heldout import HeldOut
@@ -48,7 +48,7 @@ from training.plan import doubts, plan
 from training.presets import TrainConfig
 from training.processes import (Processes, from_first, start_processes,
                                 threads_of_this_process)
-from training.start import refuse_other_networks, start_stage
+from training.start import facts_of, refuse_unfit, start_stage
 from training.stored import open_table
 from training.tokens import TokenSource
 from training.watch import TokenizerWatch
@@ -77,29 +77,12 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
     else:
         data = DataConfig(dataset=f"object {type(data).__name__}",
                           class_names=tuple(source.class_names))
-    shape = source.clip(0, None)[0].shape[:3]
-    if shape[1:] != config.clip_shape[1:] or stage != "image" and shape[0] != config.frames:
-        raise ValueError(f"clips of the data are {'x'.join(map(str, shape))} (T x H x W); the run "
-                         f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
-                         "--resolution, or the data")
     inflated = config.inflate and not from_first(lambda: is_finished(run / "image.pt"), processes)
     first = ["image"] if inflated else []
     stages = {"all": [*first, "tokenizer", "transformer"]}.get(stage, [stage])
-    if not set(stages) <= {"image", "tokenizer", "transformer"}:
-        raise ValueError(f"stage {stage!r} is unknown; choose all, image, tokenizer or transformer")
-    for name in stages:
-        if not config.steps(name, len(source))[0]:
-            raise ValueError(f"0 steps of the {name}; set its steps or epochs")
-    refuse_impossible(config, stages, len(source.class_names), processes.world)
-    if config.init and stage != "image":
-        refuse_other_networks(config, stages, len(source.class_names))
-    held_out = HeldOut(config, lambda: source.held_out or open_source(
-        data, config.clip_shape, stride=config.stride, held_out=True), run)
-
-    def listen(name: str, step: int, terms: dict) -> dict:
-        heard = on_step(name, step, terms) if on_step else None
-        return (held_out(name, step, terms) or {}) | (heard or {})
-
+    refuse_unfit(config, stages, source, processes.world)
+    on_step = HeldOut(config, lambda: source.held_out or open_source(
+        data, config.clip_shape, stride=config.stride, held_out=True), run, on_step)
     for name in stages:
         begin = time.time()
         for words in doubts(config, name, len(source)) if processes.rank == 0 else []:
@@ -108,7 +91,7 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
                  if name == "transformer" else
                  train_tokenizer(config, data, source, run, processes, name))
         prepare(setup)
-        if not fit(setup, config, run, processes, listen):
+        if not fit(setup, config, run, processes, on_step):
             return False
         if processes.rank == 0:
             print(f"{name} done in {time.time() - begin:.0f} s", file=sys.stderr)
@@ -144,7 +127,7 @@ def train_tokenizer(config: TrainConfig, data: DataConfig, source: ClipSource, r
 
     return Stage(stage, trainee, tokenizer_step, batch_of, config.tokenizer_rate, steps, warmup,
                  config.tokenizer_batch, dict(network=tokenizer.config, train=config, data=data),
-                 identity(source) | dict(lpips=trainee.perceptual is not None),
+                 facts_of(source) | dict(lpips=trainee.perceptual is not None),
                  watch.measure, watch, origin, loader.close)
 
 
@@ -166,7 +149,7 @@ def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource,
     transformer = trainee.networks["transformer"]
     origin = start_stage(trainee, "transformer", config, source, run, tokenizer.latent_shape(
         *config.clip_shape)) if processes.rank == 0 else {}
-    facts = identity(source) | dict(tokenizer=weights_hash(tokenizer)[:10])
+    facts = facts_of(source) | dict(tokenizer=weights_hash(tokenizer)[:10])
     if not callable(tokens):
         table = open_table(tokens) if tokens else None
         facts |= dict(tokens=digest(table.facts)) if table else {}
@@ -177,11 +160,6 @@ def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource,
     return Stage("transformer", trainee, transformer_step, tokens, config.transformer_rate, steps, warmup, config.transformer_batch,
                  dict(network=transformer.config, train=config, data=data), facts, origin=origin,
                  close=getattr(tokens, "close", lambda: None))
-
-
-def identity(source: ClipSource) -> dict[str, object]:
-    """What tells these clips from others: a run that was stopped goes on with the same alone."""
-    return dict(clips=len(source), fingerprint=source.fingerprint())
 
 
 def perceptual_loss(config: TrainConfig, processes: Processes) -> nn.Module | None:

@@ -7,10 +7,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from discriminator import (DISCRIMINATORS, Discriminator2d, Discriminator3d, DiscriminatorConfig,
-                           Conv3d, LeCam, discriminator_loss, generator_loss, pool_by_two,
+                           LeCam, discriminator_loss, generator_loss, pool_by_two,
                            r1_penalty)
 from magvit2.blur_discriminator import BlurConfig, BlurDiscriminator3d
 from tokenizer import inflate
+from training.small_kernels import Conv3d, small_kernels
 
 TINY = DiscriminatorConfig(base_channels=4, channel_multipliers=(2, 2), resolution=(4, 8, 8))
 
@@ -113,7 +114,7 @@ class LargestKernel(TorchDispatchMode):
 def test_r1_convolves_with_small_kernels_only_and_changes_no_gradient(make, config, clips):
     """nn.Conv3d's second derivative is a convolution by a kernel as large as the video."""
     torch.manual_seed(0)
-    discriminator = make(config)
+    discriminator = small_kernels(make(config))              # as training/build.py does
     with LargestKernel() as largest:
         ours = of_a_step(discriminator, clips)
     assert largest.seen == 3

@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from data.clips import DataConfig
 from decode import generate
-from discriminator import DISCRIMINATORS, Conv3d, Discriminator3d, r1_penalty
+from discriminator import DISCRIMINATORS, Discriminator3d, r1_penalty
 from steps import TokenBatch, autocast, tokenizer_step, transformer_step
 from tokenizer import TOKENIZERS, Layers, Upsample, VideoTokenizer
 from train import train
@@ -24,6 +24,7 @@ from training.checkpoint import read_checkpoint
 from training.plan import count_step, made_up, step_on
 from training.presets import PRESETS
 from training.processes import Processes, float32_as
+from training.small_kernels import Conv3d, small_kernels
 from transformer import MaskedTransformer
 
 DEVICE = torch.device(os.environ.get("GPU_TESTS_ON", "cuda"))
@@ -114,7 +115,8 @@ def test_many_clips_take_turns_where_kernels_count_with_32_bits():
 def test_r1_costs_little_more_than_the_passes_it_is_made_of():
     """Against nn.Conv3d's own second derivative: the same gradients; the times are printed."""
     torch.manual_seed(0)
-    network = Discriminator3d(DISCRIMINATORS["B" if DEVICE.type == "cuda" else "toy"]).to(DEVICE)
+    network = small_kernels(Discriminator3d(DISCRIMINATORS["B" if DEVICE.type == "cuda" else "toy"]
+                                            )).to(DEVICE)
     clips = torch.rand(4, 3, *network.config.resolution, device=DEVICE, requires_grad=True)
 
     def r1():

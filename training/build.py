@@ -32,6 +32,7 @@ from discriminator import Discriminator2d, Discriminator3d, DiscriminatorConfig,
 from steps import Trainee
 from tokenizer import ImageTokenizer, TokenizerConfig, VideoTokenizer
 from training.presets import PRESETS, TrainConfig, settings_of
+from training.small_kernels import small_kernels
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
 # Another network is one line here: its configuration's type, and its class.
@@ -119,8 +120,8 @@ def build_networks(config: TrainConfig, stage: str, *, num_classes: int = 0,
         networks = dict(tokenizer=build_tokenizer(config.tokenizer_config(), stage == "image"))
         if config.adversarial_weight:
             size = config.discriminator_config()
-            networks |= dict(discriminator=DISCRIMINATOR_TYPES[type(size)][stage](size),
-                             lecam=LeCam())
+            networks |= dict(discriminator=small_kernels(DISCRIMINATOR_TYPES[type(size)][stage](
+                size)), lecam=LeCam())
         networks["ema"] = copy.deepcopy(networks["tokenizer"]).requires_grad_(False)
     for network in networks.values():
         for module in network.modules():

@@ -38,18 +38,21 @@ class HeldOut:
     """To be called after every step, as train.train's on_step is: it looks at some of them.
 
     open_clips() -> the clips to look at; it is called at the first look. Sixteen are taken, always
-    the same, at their centre. What it draws does not touch the draws of training.
+    the same, at their centre. What it draws does not touch the draws of training. on_step, of the
+    same kind, is called first; what both return is returned together.
     """
 
-    def __init__(self, config: TrainConfig, open_clips: Callable[[], ClipSource], run: Path):
-        self.config, self.open_clips, self.run = config, open_clips, run
+    def __init__(self, config: TrainConfig, open_clips: Callable[[], ClipSource], run: Path,
+                 on_step: Callable[[str, int, dict], dict | None] | None = None):
+        self.config, self.open_clips, self.run, self.on_step = config, open_clips, run, on_step
         self.video: Tensor | None = None
         self.tokenizer: nn.Module | None = None
 
     def __call__(self, stage: str, step: int, terms: dict) -> dict | None:
+        heard = self.on_step(stage, step, terms) if self.on_step else None
         every = self.config.evaluate_every
         if not every or (step + 1) % every or stage == "image":
-            return None
+            return heard
         networks = stage.networks
         device = next(networks[stage].parameters()).device
         if self.video is None:
@@ -62,7 +65,7 @@ class HeldOut:
                 if self.tokenizer is None:
                     self.tokenizer = load_network(load_checkpoint(self.run / "tokenizer.pt"), device)
                 numbers = self.look_at_transformer(networks["transformer"], device)
-        return dict(held_out=numbers)
+        return dict(held_out=numbers) | (heard or {})
 
     def look_at_tokenizer(self, tokenizer: nn.Module, device: torch.device) -> dict[str, float]:
         """PSNR in dB, each clip alone, then their mean."""

@@ -4,7 +4,7 @@ Paper   Sec. 3.1 and Table 7 (inflation); the rest is ours
 
 Shapes  a Trainee with fresh weights -> the same Trainee, its weights changed in place
 
-Read    start_stage, which says what happens when; then each way to start.
+Read    refuse_unfit, all that is checked before a first step; start_stage, which says what happens when; then each way to start.
 
 Run:    python -m training.start     which token a token of the toy attends to before any training
 """
@@ -22,10 +22,33 @@ from torch import Tensor, nn
 from data.source import ClipSource, load_batch
 from steps import Trainee
 from tokenizer import TokenizerConfig, inflate
-from training.build import differences, from_plain, transformer_config
+from training.build import differences, from_plain, refuse_impossible, transformer_config
 from training.checkpoint import is_there, load_checkpoint, load_network
 from training.presets import TrainConfig
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
+
+
+def refuse_unfit(config: TrainConfig, stages: list[str], source: ClipSource, world: int) -> None:
+    """ValueError, before anything is trained, where settings, stages and clips do not fit."""
+    if not set(stages) <= {"image", "tokenizer", "transformer"}:
+        raise ValueError(f"stage {stages[0]!r} is unknown; choose all, image, tokenizer or "
+                         "transformer")
+    shape = source.clip(0, None)[0].shape[:3]
+    if shape[1:] != config.clip_shape[1:] or stages != ["image"] and shape[0] != config.frames:
+        raise ValueError(f"clips of the data are {'x'.join(map(str, shape))} (T x H x W); the run "
+                         f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
+                         "--resolution, or the data")
+    for name in stages:
+        if not config.steps(name, len(source))[0]:
+            raise ValueError(f"0 steps of the {name}; set its steps or epochs")
+    refuse_impossible(config, stages, len(source.class_names), world)
+    if config.init and stages != ["image"]:
+        refuse_other_networks(config, stages, len(source.class_names))
+
+
+def facts_of(source: ClipSource) -> dict[str, object]:
+    """What tells these clips from others: a run that was stopped goes on with the same alone."""
+    return dict(clips=len(source), fingerprint=source.fingerprint())
 
 
 def start_stage(trainee: Trainee, stage: str, config: TrainConfig, source: ClipSource, run: Path,
