@@ -95,8 +95,7 @@ class Trainee:
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """bfloat16 where matrices and convolutions are; losses, distances and R1 stay float32.
 
-    precision: the Recipe's; "auto" is bfloat16 on GPUs and on CPUs that have it, "tf32" is float32
-    here (training.processes.float32_as sets what GPUs make of that).
+    precision: the Recipe's; "auto" is bfloat16 on GPUs and on CPUs that have it; "tf32": float32.
     """
     enabled = precision not in ("float32", "tf32")
     if precision == "auto" and device.type == "cpu":

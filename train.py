@@ -23,7 +23,6 @@ Run:    python train.py                                 the toy: both stages, pi
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -32,9 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from commit import TASKS
 from data.clips import DataConfig, open_source
-from data.loader import BatchLoader
 from data.source import ClipSource, digest, to_float
 from measure.pretrained import load_lpips
 from measure.report import report
@@ -44,21 +41,21 @@ from training.checkpoint import is_finished, load_checkpoint, load_network, weig
 from training.command import parse
 from training.heldout import HeldOut
 from training.loop import Stage, fit
-from training.plan import doubts, plan
+from training.plan import plan
 from training.presets import TrainConfig
-from training.processes import (Processes, from_first, start_processes,
-                                threads_of_this_process)
-from training.start import facts_of, refuse_unfit, start_stage
+from training.processes import Processes, from_first, start_processes
+from training.start import check_all, classes_used, facts_of, start_stage
 from training.stored import open_table
-from training.tokens import TokenSource
+from training.tokens import TokenSource, batches_ahead
 from training.watch import TokenizerWatch
+
+Tokens = Callable[[int], TokenBatch] | str | Path | None
 
 
 def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *,
           stage: str = "all", on_step: Callable[[str, int, dict], dict | None] | None = None,
-          tokens: Callable[[int], TokenBatch] | str | Path | None = None,
-          processes: Processes = Processes(),
-          draw: bool = True, prepare: Callable[[Stage], None] = lambda stage: None) -> bool:
+          tokens: Tokens = None, processes: Processes = Processes(), draw: bool = True,
+          prepare: Callable[[Stage], None] = lambda stage: None) -> bool:
     """Train in the folder `run`, or go on there. True when the end was reached.
 
     data: where videos are, or any ClipSource. stage: "image" (2D), "tokenizer", "transformer", or
@@ -72,29 +69,22 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
     run.mkdir(parents=True, exist_ok=True)
     source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
                          index=run / "videos.json")
-    if isinstance(data, DataConfig):
-        data = replace(data.resolved(), class_names=tuple(source.class_names))
-    else:
-        data = DataConfig(dataset=f"object {type(data).__name__}",
-                          class_names=tuple(source.class_names))
-    inflated = config.inflate and not from_first(lambda: is_finished(run / "image.pt"), processes)
-    first = ["image"] if inflated else []
+    data = replace(data.resolved() if isinstance(data, DataConfig) else
+                   DataConfig(dataset=f"object {type(data).__name__}"),
+                   class_names=tuple(source.class_names))
+    first = ["image"] if config.inflate and not from_first(
+        lambda: is_finished(run / "image.pt"), processes) else []
     stages = {"all": [*first, "tokenizer", "transformer"]}.get(stage, [stage])
-    refuse_unfit(config, stages, source, processes.world)
+    check_all(config, stages, source, processes)
     on_step = HeldOut(config, lambda: source.held_out or open_source(
         data, config.clip_shape, stride=config.stride, held_out=True), run, on_step)
     for name in stages:
-        begin = time.time()
-        for words in doubts(config, name, len(source)) if processes.rank == 0 else []:
-            print(f"warning: {words}", file=sys.stderr)
         setup = (train_transformer(config, data, source, run, processes, tokens)
                  if name == "transformer" else
                  train_tokenizer(config, data, source, run, processes, name))
         prepare(setup)
         if not fit(setup, config, run, processes, on_step):
             return False
-        if processes.rank == 0:
-            print(f"{name} done in {time.time() - begin:.0f} s", file=sys.stderr)
     if processes.rank == 0 and draw and (run / "transformer.pt").exists():
         report(run, source=source.held_out or source if data.dataset.startswith("object") else None)
     return True
@@ -112,11 +102,9 @@ def train_tokenizer(config: TrainConfig, data: DataConfig, source: ClipSource, r
     if config.compile:
         tokenizer.compile()       # not the discriminator: R1 differentiates twice, which it cannot
 
-    watch, (steps, warmup) = (TokenizerWatch(tokenizer.codebook_size),
-                              config.steps("tokenizer", len(source)))
-    loader = BatchLoader(source, config.tokenizer_batch, config.seed, processes.rank,
-                         processes.world, threads=threads_of_this_process(), total=steps,
-                         pinned=processes.device.type == "cuda")
+    steps, warmup = config.steps("tokenizer", len(source))
+    watch = TokenizerWatch(tokenizer.codebook_size)
+    loader = batches_ahead(source, config.tokenizer_batch, config.seed, processes, steps)
 
     def batch_of(step: int) -> Tensor:
         clips, _ = loader(step)                                             # (B, T, H, W, 3)
@@ -132,8 +120,7 @@ def train_tokenizer(config: TrainConfig, data: DataConfig, source: ClipSource, r
 
 
 def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
-                      processes: Processes,
-                      tokens: Callable[[int], TokenBatch] | str | Path | None = None) -> Stage:
+                      processes: Processes, tokens: Tokens = None) -> Stage:
     """Stage 2 on the frozen EMA tokenizer of the run."""
     state = from_first(lambda: load_checkpoint(run / "tokenizer.pt"), processes)
     if not state["finished"] and processes.rank == 0:
@@ -141,9 +128,7 @@ def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource,
               file=sys.stderr)
     tokenizer = load_network(state, processes.device)
     torch.manual_seed(config.seed)
-    # Folders of Kinetics have names, which frame prediction has no use for: no rows for them.
-    used = data.dataset != "folder" or any(TASKS[task].class_conditional for task in config.tasks)
-    num_classes = len(source.class_names) if used else 0
+    num_classes = classes_used(config, data, source)
     trainee = build(config, "transformer", num_classes=num_classes, tokenizer=tokenizer,
                     device=processes.device)
     transformer = trainee.networks["transformer"]
@@ -157,21 +142,20 @@ def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource,
     if config.compile:
         transformer.compile()
     steps, warmup = config.steps("transformer", len(source))
-    return Stage("transformer", trainee, transformer_step, tokens, config.transformer_rate, steps, warmup, config.transformer_batch,
+    return Stage("transformer", trainee, transformer_step, tokens, config.transformer_rate, steps,
+                 warmup, config.transformer_batch,
                  dict(network=transformer.config, train=config, data=data), facts, origin=origin,
                  close=getattr(tokens, "close", lambda: None))
 
 
 def perceptual_loss(config: TrainConfig, processes: Processes) -> nn.Module | None:
     """LPIPS-VGG from --lpips-weights; without them the term is absent, and that is said."""
-    if not config.perceptual_weight:
-        return None
-    if not config.lpips_weights:
-        if processes.rank == 0:
-            print("no --lpips-weights: training without the perceptual loss (App. B.2 has it); "
-                  "python -m measure.pretrained tells where the weights are from", file=sys.stderr)
-        return None
-    return load_lpips(config.lpips_weights).to(processes.device)
+    if config.perceptual_weight and config.lpips_weights:
+        return load_lpips(config.lpips_weights).to(processes.device)
+    if config.perceptual_weight and processes.rank == 0:
+        print("no --lpips-weights: training without the perceptual loss (App. B.2 has it); python "
+              "-m measure.pretrained tells where the weights are from", file=sys.stderr)
+    return None
 
 
 def main() -> None:

@@ -203,7 +203,7 @@ class VideoFolder(ClipSource):
         self.videos: list[tuple[Path, int]] = []
         self.labels: list[int] = []
         self.class_names = layout.class_names
-        self._spacings: list[Spacing | None] = []
+        self.spacings: list[Spacing | None] = []
         self._sizes: list[int] = []
         for path, label in zip(layout.clips, layout.labels):
             name = str(path.relative_to(self.root))
@@ -213,7 +213,7 @@ class VideoFolder(ClipSource):
             self.videos.append((path, facts["frames"]))
             self.labels.append(label)
             self._sizes.append(facts["stamp"][0])
-            self._spacings.append(Spacing(facts["first"], facts["distance"])
+            self.spacings.append(Spacing(facts["first"], facts["distance"])
                                   if facts["distance"] else None)
         if not self.videos:
             raise ValueError(f"none of the {len(layout.clips)} videos in {self.root} can be used")
@@ -288,11 +288,13 @@ class VideoFolder(ClipSource):
         count = (min(frames, self.needed) - 1) // self.stride + 1
         if self._cache is None:
             video = resize_short_side(read_frames(path, start, count, self.stride,
-                                                  self._spacings[index]), self.H, self.W)
+                                                  self.spacings[index]), self.H, self.W)
         else:
             if path not in self._cache:    # two threads may both decode it: the same frames twice
                 self._cache[path] = resize_short_side(read_frames(path), self.H, self.W)
             video = self._cache[path][start::self.stride][:count]
+        if len(video) == self.T:
+            return video
         return np.concatenate([video, repeat(video[-1], "h w c -> t h w c", t=self.T - len(video))])
 
     def _crop(self, video: np.ndarray, y: float | None, x: float | None) -> np.ndarray:

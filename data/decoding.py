@@ -4,7 +4,7 @@ Paper   none: App. B.3 takes windows anywhere in a video, and this makes them ch
 
 Shapes  a file -> frames, uint8 (H, W, 3), in order, turned upright
 
-Read    read_window, inspect_video (when a container's own count is trusted), Spacing.
+Read    read_window and enter; inspect_video (when a container's own count is trusted); Spacing.
 
 Not here: .npy and pictures, and the choice of windows (clips.py); the list of counts (counts.py).
 
@@ -81,7 +81,7 @@ def decoded(path: str | Path, start: int = 0) -> Iterator[av.VideoFrame]:
             frames = container.decode(stream)
             if start:
                 guess = _guess(frames, stream)
-                frames = guess and _enter(container, stream, start, guess)
+                frames = guess and enter(container, stream, start, guess)
             for frame in islice(decoded(path), start, None) if frames is None else frames:
                 yield frame
                 count += 1
@@ -101,7 +101,7 @@ def read_window(path: str | Path, start: int = 0, stop: int | None = None, strid
     if spacing is not None and start and stop is not None:
         try:
             with opened(path) as (container, stream):
-                entered = _enter(container, stream, start, spacing)
+                entered = enter(container, stream, start, spacing)
                 frames = _numbered(entered or [], range(start, stop), spacing)
                 video = list(pictures(islice(frames, 0, None, stride)))
         except av.FFmpegError as error:
@@ -139,9 +139,10 @@ def _guess(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Spacing |
     return Spacing(stamps[0], float(length) if abs(length - distance) < 1 else distance)
 
 
-def _enter(container: av.container.InputContainer, stream: av.VideoStream, start: int,
-           spacing: Spacing) -> Iterator[av.VideoFrame] | None:
-    """The frames from `start` on: the file is entered at the key frame before it.
+def enter(container: av.container.InputContainer, stream: av.VideoStream, start: int,
+          spacing: Spacing) -> Iterator[av.VideoFrame] | None:
+    """The frames from `start` on: the file is entered at the key frame before it. What is shown
+    after a key frame needs nothing from before it: a decoder of H.264 keeps back what does.
 
     Some containers look for the key frame that is decoded before the moment, not shown before it:
     then the search begins earlier. None where no key frame is found.

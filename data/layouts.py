@@ -29,7 +29,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
 import imageio.v3 as imageio
 import numpy as np
@@ -67,8 +67,7 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
         raise ValueError(f"layout is {layout!r}; choose from {' '.join(LAYOUTS)}")
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}; give an existing one to --data")
-    files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names
-             if not name.startswith(".")]
+    files = list(_files(root))
     tried = ("bair", "videos", "frames") if layout == "auto" else (layout,)
     for chosen in tried:
         clips = [path for path in files if path.suffix.lower() in SUFFIXES[chosen]]
@@ -87,13 +86,28 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
         if layout == "auto" and chosen == "frames":
             print(f"{root}: {len(clips)} folders of pictures, each read as the frames of a "
                   "clip (--layout images: each picture on its own)", file=sys.stderr)
-        clips = sorted(path for path in clips if path.exists())                # links may be dead
+        clips = sorted(clips)
         folders = [path.relative_to(root).parts[:-1] for path in clips]
         class_names = sorted({parts[0] for parts in folders}) if all(folders) else []
         number = {name: label for label, name in enumerate(class_names)}
         labels = [number[parts[0]] if number else NO_LABEL for parts in folders]
         whole = Layout(chosen, clips, labels, class_names)
     return whole if split is None else select(whole, root, Path(split))
+
+
+def _files(folder: str | Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones and links that lead nowhere. The folder's own list
+    says what is a file, so that only links are looked at: millions of looks take their time."""
+    try:
+        entries = list(os.scandir(folder))
+    except PermissionError:
+        print(f"{folder} may not be read: left out", file=sys.stderr)
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(entry.path)
+        elif not entry.name.startswith(".") and entry.is_file():
+            yield Path(entry.path)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Step time and peak memory of both stages: a table for the README, never a pass or fail.
 
-    python tests/benchmark.py            toy, B, L and H on this machine (a GPU, if there is one)
+    python tests/benchmark.py            toy, B, L and H on this machine (a GPU, if there is one),
+                                         then whole generation
+    python tests/benchmark.py --input DIR    clips a second out of your videos (input_speed.py)
     python tests/benchmark.py entropies  MAGVIT-v2's entropy loss over 2^18 codes, by halves and not
 
 Each row runs in a process of its own, so that peak memory is its own. Made-up clips; the time is
@@ -22,14 +24,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import input_speed  # noqa: E402
+
+from decode import generate  # noqa: E402
+from steps import autocast  # noqa: E402
 from training.build import build  # noqa: E402
-from training.plan import amount, count_step, step_on  # noqa: E402
+from training.plan import amount, count_step, made_up, step_on  # noqa: E402
 from training.presets import PRESETS  # noqa: E402
+from training.watch import PEAKS  # noqa: E402
 
 ROWS = [("toy", "tokenizer", 4, 12), ("toy", "transformer", 16, 12),
         ("ucf101-B", "tokenizer", 1, 3), ("ucf101-B", "transformer", 1, 4),
         ("ucf101-L", "tokenizer", 1, 2), ("ucf101-L", "transformer", 1, 3),
         ("web-H", "transformer", 1, 3)]
+GPU_ROWS = [("toy", "tokenizer", 64, 12), ("toy", "transformer", 256, 12),
+            ("ucf101-B", "tokenizer", 8, 6), ("ucf101-B", "transformer", 32, 6),
+            ("ucf101-L", "tokenizer", 8, 5), ("ucf101-L", "transformer", 32, 5),
+            ("web-H", "transformer", 32, 5)]
+GENERATED = {"toy": (1, 4, 16, 64), "ucf101-B": (1, 4, 16, 64)}               # clips at once
 
 
 def entropies_over_all_codes(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,8 +73,29 @@ def measure_entropies(way: str) -> str:
             f"{latents.grad.norm():.4f} |")
 
 
+def measure_generation(preset: str, batch: int) -> str:
+    """One row: Algorithm 1's steps and the decoder, untrained, for clips without a condition."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = PRESETS[preset]
+    tokenizer = build(config, "tokenizer", device=device).networks["tokenizer"].eval()
+    model = build(config, "transformer", num_classes=config.num_classes, tokenizer=tokenizer,
+                  device=device).networks["transformer"].eval()
+    video = made_up(config, batch, device)
+    label = torch.full((batch,), model.no_class, device=device)
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        with torch.no_grad(), autocast("auto", device):
+            generate(tokenizer, model, video, "CG", label, steps=12)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    frames = batch * config.frames / min(seconds)
+    return f"| {preset} | {batch} | {min(seconds):.2f} s | {frames:,.1f} |"
+
+
 def measure(preset: str, stage: str, batch: int, steps: int) -> str:
-    """One row: seconds a step, and peak memory as measured and as counted."""
+    """One row: seconds a step, its arithmetic, and peak memory as measured and as counted."""
     config = replace(PRESETS[preset], recompute=preset.endswith(("L", "H")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
@@ -80,8 +113,11 @@ def measure(preset: str, stage: str, batch: int, steps: int) -> str:
     how = ", ".join(filter(None, [
         stage, "GAN" if stage == "tokenizer" and config.adversarial_weight else "",
         "recompute" if config.recompute else ""]))
-    return (f"| {preset} | {how} | {batch} | {statistics.median(seconds[1:]):.2f} s | "
-            f"{amount(peak)} | {amount(count_step(config, stage, batch)[1])} |")
+    (flop, counted), median = count_step(config, stage, batch), statistics.median(seconds[1:])
+    card = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    share = [f"{flop / median / most:.0%}" for name, most in PEAKS.items() if name in card]
+    return (f"| {preset} | {how} | {batch} | {median:.2f} s | {flop / median / 1e12:.2f} | "
+            f"{(share or ['-'])[0]} | {amount(peak)} | {amount(counted)} |")
 
 
 if __name__ == "__main__":
@@ -92,10 +128,20 @@ if __name__ == "__main__":
             subprocess.run([sys.executable, __file__, "entropies", way], check=True)
     elif sys.argv[1:2] == ["entropies"]:
         print(measure_entropies(sys.argv[2]))
+    elif sys.argv[1:2] == ["--input"]:
+        print(input_speed.table(Path(sys.argv[2])))
+    elif sys.argv[1:2] == ["generation"]:
+        print(measure_generation(sys.argv[2], int(sys.argv[3])))
     elif len(sys.argv) > 1:
         print(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
     else:
-        print("| preset | stage | batch | step | peak memory | counted |", flush=True)
-        print("|---|---|---|---|---|---|", flush=True)
-        for row in ROWS:
+        on_gpu = torch.cuda.is_available()
+        print("| preset | stage | batch | step | TFLOP/s | of peak | peak memory | counted |\n"
+              "|---|---|---|---|---|---|---|---|", flush=True)
+        for row in GPU_ROWS if on_gpu else ROWS:
             subprocess.run([sys.executable, __file__, *map(str, row)], check=True)
+        print("\n| generation | clips at once | time | frames/s |\n|---|---|---|---|", flush=True)
+        for preset, batches in GENERATED.items():
+            for batch in batches if on_gpu else batches[:2 if preset == "toy" else 1]:
+                subprocess.run([sys.executable, __file__, "generation", preset, str(batch)],
+                               check=True)

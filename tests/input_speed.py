@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -25,7 +24,7 @@ from einops import rearrange
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.clips import VideoFolder, place_of  # noqa: E402
-from data.decoding import _enter, opened  # noqa: E402
+from data.decoding import enter, opened  # noqa: E402
 from data.loader import BatchLoader  # noqa: E402
 from data.source import clip_of, shuffled  # noqa: E402
 
@@ -50,9 +49,9 @@ def as_it_was(path: Path, start: int, count: int, H: int, W: int) -> np.ndarray:
 
 def only_decoded(source: VideoFolder, index: int, start: int) -> int:
     """FFmpeg's part of a clip: how many frames it decodes."""
-    (path, _), spacing = source.videos[index], source._spacings[index]
+    (path, _), spacing = source.videos[index], source.spacings[index]
     with opened(path) as (container, stream):
-        frames = _enter(container, stream, start, spacing) if start and spacing else None
+        frames = enter(container, stream, start, spacing) if start and spacing else None
         if frames is None and start and spacing:
             container.seek(0)
         first = 0 if frames is None else start
@@ -113,6 +112,6 @@ def table(folder: str | Path, steps: int = 8) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or threading.active_count() > 1:
+    if len(sys.argv) != 2:
         sys.exit(__doc__)
     print(table(sys.argv[1]))

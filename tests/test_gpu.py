@@ -115,8 +115,8 @@ def test_many_clips_take_turns_where_kernels_count_with_32_bits():
 def test_r1_costs_little_more_than_the_passes_it_is_made_of():
     """Against nn.Conv3d's own second derivative: the same gradients; the times are printed."""
     torch.manual_seed(0)
-    network = small_kernels(Discriminator3d(DISCRIMINATORS["B" if DEVICE.type == "cuda" else "toy"]
-                                            )).to(DEVICE)
+    size = DISCRIMINATORS["B" if DEVICE.type == "cuda" else "toy"]
+    network = small_kernels(Discriminator3d(size)).to(DEVICE)
     clips = torch.rand(4, 3, *network.config.resolution, device=DEVICE, requires_grad=True)
 
     def r1():
@@ -203,7 +203,8 @@ def test_algorithm_1_runs_on_the_card_in_bfloat16():
     config = replace(TOY, precision="auto")
     torch.manual_seed(0)
     tokenizer = VideoTokenizer(TOKENIZERS["toy"]).to(DEVICE).eval()
-    model = build(config, "transformer", num_classes=16, device=DEVICE).networks["transformer"].eval()
+    model = build(config, "transformer", num_classes=16, device=DEVICE).networks["transformer"]
+    model.eval()
     assert isinstance(model, MaskedTransformer)
     video = made_up(config, 2, DEVICE)
     with torch.no_grad(), autocast("auto", DEVICE):

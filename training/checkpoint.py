@@ -94,7 +94,7 @@ class Writer:
                 or 0 < config.save_minutes <= minutes)
 
     def save(self, done: int, state: dict) -> None:
-        """Begin to write a copy of the state; wait first where the one before is still under way."""
+        """Begin to write a copy of the state, once the one before is written."""
         self.wait()
         copied = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
         self.writing, self.last = self.pool.submit(self._write, done, copied), time.monotonic()

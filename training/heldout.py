@@ -63,7 +63,8 @@ class HeldOut:
                 numbers = self.look_at_tokenizer(networks["ema"], device)
             else:
                 if self.tokenizer is None:
-                    self.tokenizer = load_network(load_checkpoint(self.run / "tokenizer.pt"), device)
+                    state = load_checkpoint(self.run / "tokenizer.pt")
+                    self.tokenizer = load_network(state, device)
                 numbers = self.look_at_transformer(networks["transformer"], device)
         return dict(held_out=numbers) | (heard or {})
 

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,7 @@ def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
     stage.networks the networks; numbers in a dict that it returns go into the log.
     """
     path, total, name = run / f"{stage.name}.pt", stage.steps, StageName(stage.name)
-    name.networks, first = stage.trainee.networks, processes.rank == 0
+    name.networks, first, begin = stage.trainee.networks, processes.rank == 0, time.time()
     start, finished = resume(stage, path, processes)
     if finished:
         return True
@@ -114,7 +115,7 @@ def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
             logged = step % 10 == 0 or done == total or returned
             tell(Numbers(step, terms), dict(rate=rate) | (returned or {}) if logged else None)
             bar.update()
-            leaves = step >= tell.ends
+            leaves = step >= tell.ends or stop.received and processes.world == 1
             if done == total or leaves or first and writer.is_due(done):
                 tell.catch_up()
                 if first and not tell.trouble:
@@ -132,6 +133,8 @@ def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
                     print(f"\nstopped after step {done} of {total} of the {name}, saved in {path};"
                           " the same command goes on from here", file=sys.stderr)
                 return False
+    if first:
+        print(f"{name} done in {time.time() - begin:.0f} s", file=sys.stderr)
     return True
 
 

@@ -241,7 +241,8 @@ class Count(TorchDispatchMode):
 
 def weeks(presets: list[str], cards: int = 8, peak: float = 989e12, share: float = 0.3) -> str:
     """What presets take on so many cards that reach a share of their peak, as a table."""
-    rows = ["| preset | stage | steps | TFLOP a step | clips/s | days |", "|---|---|---|---|---|---|"]
+    rows = ["| preset | stage | steps | TFLOP a step | clips/s | days |",
+            "|---|---|---|---|---|---|"]
     for name in presets:
         for stage in ("tokenizer", "transformer"):
             config = PRESETS[name]

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 Read = TypeVar("Read")
+FLOAT32_PLACES = torch.backends.cuda.matmul, torch.backends.cudnn   # who may round it to TF32
 
 
 class Processes(NamedTuple):
@@ -49,7 +50,8 @@ def start_processes(backend: str | None = None, before: Callable[[], Any] | None
     lies on the disk afterwards. options go to dist.init_process_group. From here on float32 is
     float32 on GPUs, too, where convolutions would else be rounded to TF32 (see float32_as).
     """
-    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
+    for place in FLOAT32_PLACES:
+        place.allow_tf32 = False
     local = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -75,7 +77,7 @@ def join_processes(backend: str, before: Callable[[], Any] | None = None, **opti
     store, rank, world = next(dist.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    if before:                           # a group's waits end after minutes, and this may take hours
+    if before:                          # a group's waits end after minutes, this may take hours
         done = f"before, on machine {os.environ.get('GROUP_RANK', 0)}"
         if os.environ.get("LOCAL_RANK", "0") == "0":
             before()
@@ -96,15 +98,14 @@ def float32_as(precision: str) -> Iterator[None]:
     Else not at all: R1's gradient of a gradient, the distances to codes, the judges and whatever
     --precision float32 asks for have all 24 bits. TF32 keeps 11.
     """
-    places = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    before = [place.allow_tf32 for place in FLOAT32_PLACES]
+    for place in FLOAT32_PLACES:
+        place.allow_tf32 = precision == "tf32"
     try:
         yield
     finally:
-        for place, was in zip(places, before):
-            place.fp32_precision = was
+        for place, was in zip(FLOAT32_PLACES, before):
+            place.allow_tf32 = was
 
 
 # ---------------------------------------------------------------------------------------------
@@ -196,9 +197,9 @@ class Numbers:
 
 
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into "finish the next step, save, leave".
+    """Turns Ctrl-C and SIGTERM into "finish this step, save, leave".
 
-    Which process has heard it goes out with a step's numbers, so that all leave together.
+    Many processes leave after the next one: which has heard it goes out with a step's numbers.
     """
 
     received = False

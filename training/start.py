@@ -4,7 +4,8 @@ Paper   Sec. 3.1 and Table 7 (inflation); the rest is ours
 
 Shapes  a Trainee with fresh weights -> the same Trainee, its weights changed in place
 
-Read    refuse_unfit, all that is checked before a first step; start_stage, which says what happens when; then each way to start.
+Read    check_all, all that is checked before a first step; start_stage, which says what happens
+        when; then each way to start.
 
 Run:    python -m training.start     which token a token of the toy attends to before any training
 """
@@ -19,17 +20,23 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from commit import TASKS
+from data.clips import DataConfig
 from data.source import ClipSource, load_batch
 from steps import Trainee
 from tokenizer import TokenizerConfig, inflate
 from training.build import differences, from_plain, refuse_impossible, transformer_config
 from training.checkpoint import is_there, load_checkpoint, load_network
+from training.plan import doubts
 from training.presets import TrainConfig
+from training.processes import Processes
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
 
-def refuse_unfit(config: TrainConfig, stages: list[str], source: ClipSource, world: int) -> None:
-    """ValueError, before anything is trained, where settings, stages and clips do not fit."""
+def check_all(config: TrainConfig, stages: list[str], source: ClipSource, processes: Processes
+              ) -> None:
+    """ValueError, before anything is trained, where settings, stages and clips do not fit. What is
+    only odd is said."""
     if not set(stages) <= {"image", "tokenizer", "transformer"}:
         raise ValueError(f"stage {stages[0]!r} is unknown; choose all, image, tokenizer or "
                          "transformer")
@@ -41,9 +48,21 @@ def refuse_unfit(config: TrainConfig, stages: list[str], source: ClipSource, wor
     for name in stages:
         if not config.steps(name, len(source))[0]:
             raise ValueError(f"0 steps of the {name}; set its steps or epochs")
-    refuse_impossible(config, stages, len(source.class_names), world)
+    refuse_impossible(config, stages, len(source.class_names), processes.world)
     if config.init and stages != ["image"]:
         refuse_other_networks(config, stages, len(source.class_names))
+    for name in stages if processes.rank == 0 else []:
+        for words in doubts(config, name, len(source)):
+            print(f"warning: {words}", file=sys.stderr)
+
+
+def classes_used(config: TrainConfig, data: DataConfig, source: ClipSource) -> int:
+    """How many classes the vocabulary has rows for: none where no task asks for one.
+
+    Kinetics lies in folders with names, which frame prediction has no use for.
+    """
+    used = data.dataset != "folder" or any(TASKS[task].class_conditional for task in config.tasks)
+    return len(source.class_names) if used else 0
 
 
 def facts_of(source: ClipSource) -> dict[str, object]:

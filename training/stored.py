@@ -3,15 +3,16 @@
 Paper   Sec. 3.2 (Training): stage 2 sees tokens alone, so they can be made ahead of time
 
 Files   DIR/tokens.json      facts: of which tokenizer, clips, tasks and sizes the tokens are
-        DIR/0000000.npy      rows of entries, uint16 or int32: label + 1, the clip's tokens z (N), and
-                             for each rule of a condition z-tilde (N); one file per shard
+        DIR/0000000.npy      a shard: a row an entry, uint16 or int32, of label + 1, the clip's
+                             tokens z (N), and for each rule of a condition z-tilde (N)
 
 Read    Table, make_rows, open_table; write_tokens, the command.
 
-An entry is a clip of the training order, augmented: entry 0 is the first clip of the first epoch. So
-twice as many entries as clips are two augmentations of each.
+An entry is a clip of the training order, augmented: entry 0 is the first clip of the first epoch.
+So twice as many entries as clips are two augmentations of each.
 
-Run:    python -m training.stored RUN --out DIR [--copies 2]    then train.py ... --tokens DIR
+Run:    python -m training.stored                               what it takes for the toy
+        python -m training.stored RUN --out DIR [--copies 2]    then train.py ... --tokens DIR
         torchrun --nproc_per_node 8 -m training.stored ...      shares the shards out; both go on
                                                                 where they were stopped
 """
@@ -32,12 +33,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from commit import TASKS, tokenize_condition
+from commit import MT10, TASKS, tokenize_condition
 from data.clips import DataConfig, open_source
+from data.moving_shapes import MovingShapes
 from data.source import ClipSource, load_batch
 from steps import autocast
 from training.build import from_plain
-from training.checkpoint import load_checkpoint, load_network, weights_hash
+from training.checkpoint import load_checkpoint, load_network, load_run, weights_hash
 from training.presets import TrainConfig
 from training.processes import Processes, start_processes
 
@@ -180,6 +182,13 @@ def main() -> None:
     parser.add_argument("run", help="folder with tokenizer.pt")
     parser.add_argument("--out", required=True, help="folder for the tokens")
     parser.add_argument("--copies", type=int, default=1, help="augmentations of each clip")
+    if not sys.argv[1:]:
+        toy = load_run("assets/toy")
+        rows = make_rows(toy.tokenizer, MovingShapes(), toy.config, facts_of(
+            toy.tokenizer, MovingShapes(), toy.config, MT10, 64), 0, 64, quiet=True)
+        print(f"64 clips of the toy, ten tasks: {rows.shape} {rows.dtype}, {rows.nbytes:,} bytes\n"
+              f"the first: label {rows[0, 0] - 1}, tokens {rows[0, 1:9]} ...")
+        return
     options = parser.parse_args()
     processes = start_processes()
     try:

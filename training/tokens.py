@@ -37,6 +37,13 @@ from training.presets import PRESETS, TrainConfig
 TASK_AND_MASK, POOL = 2, 3
 
 
+def batches_ahead(source: ClipSource, batch_size: int, seed: int, processes: Processes, total: int
+                  ) -> BatchLoader:
+    """The loader of a stage of `total` steps, with this process's share of the machine's cores."""
+    return BatchLoader(source, batch_size, seed, processes.rank, processes.world, total=total,
+                       threads=threads_of_this_process(), pinned=processes.device.type == "cuda")
+
+
 class TokenSource:
     """step -> TokenBatch, this process's share of it.
 
@@ -54,10 +61,8 @@ class TokenSource:
         if processes.rank == 0 and len(self.tasks) < len(config.tasks):
             print("no classes in the data: training without CFP; CG is unconditional",
                   file=sys.stderr)
-        self.loader = BatchLoader(
-            source, config.transformer_batch, config.seed + 1, processes.rank, processes.world,
-            threads=threads_of_this_process(), pinned=processes.device.type == "cuda",
-            total=config.steps("transformer", len(source))[0])
+        self.loader = batches_ahead(source, config.transformer_batch, config.seed + 1, processes,
+                                    config.steps("transformer", len(source))[0])
         self.close, self.table = self.loader.close, table
         if table:
             refuse_other_table(table, tokenizer, config, self.tasks)

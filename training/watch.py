@@ -3,11 +3,12 @@
 Paper   none; Sec. 3.1's codebook is what goes wrong most often
 
 Files   RUN/log.jsonl: a line every ten steps, with the stage, the step, the rate, every term of the
-        loss, and under "pace" how fast it goes. Lines of steps that a stop has undone are there twice
+        loss, and under "pace" how fast it goes. Steps that a stop has undone are there twice
 
 Read    Teller, which reads a step's numbers; Pace; TokenizerWatch.
 
-Run:    python -m training.watch [RUN]     the pace of a run as its log has it (runs/toy)
+Run:    python -m training.watch           the pace of a few steps that only wait
+        python -m training.watch RUN       the pace of a run as its log has it
 """
 from __future__ import annotations
 
@@ -152,7 +153,7 @@ class TokenizerWatch:
         self.wins = 0
 
     def measure(self, step: int, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One more term: the codes that this process's clips used lately. It stays on the device."""
+        """One more term, still on the device: the codes that this process's clips used lately."""
         self.last_used = self.last_used.to(terms["tokens"].device)
         self.last_used[terms["tokens"].flatten()] = step
         return dict(codes=(self.last_used > step - self.window).sum().float())
@@ -180,7 +181,14 @@ class TokenizerWatch:
 
 
 def main() -> None:
-    log = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy") / "log.jsonl"
+    if not sys.argv[1:]:
+        pace = Pace(8, 1, torch.device("cpu"), count=True)
+        for batch in pace.waiting(time.sleep(0.01) or torch.rand(256, 256) for _ in range(3)):
+            with pace.counted():
+                batch @ batch
+            print(pace.since_last())
+        return
+    log = Path(sys.argv[1]) / "log.jsonl"
     if not log.exists():
         sys.exit(f"watch.py: no {log}; train first: python train.py")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
