@@ -61,9 +61,9 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
     data: where videos are, or any ClipSource. stage: "image" (2D), "tokenizer", "transformer", or
     "all" that the run needs. on_step(stage, step, terms) is called after every step, in the first
     process; what it returns is logged. tokens: a folder of training.stored, or a function step ->
-    TokenBatch; either stands in for tokenizing clips in stage 2.
-    draw: end with pictures and numbers. prepare(stage) may change a stage before it begins.
-    Raises ValueError where settings cannot work together, before anything is trained.
+    TokenBatch; either stands in for tokenizing clips in stage 2. draw: end with pictures and
+    numbers. prepare(stage) may change a stage before it begins. Raises ValueError where settings
+    cannot work together, before anything is trained.
     """
     run = Path(run)
     run.mkdir(parents=True, exist_ok=True)
@@ -72,11 +72,12 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
     data = replace(data.resolved() if isinstance(data, DataConfig) else
                    DataConfig(dataset=f"object {type(data).__name__}"),
                    class_names=tuple(source.class_names))
-    first = ["image"] if config.inflate and not from_first(
-        lambda: is_finished(run / "image.pt"), processes) else []
+    first = ["image"] * bool(config.inflate and not from_first(
+        lambda: is_finished(run / "image.pt"), processes))
     stages = {"all": [*first, "tokenizer", "transformer"]}.get(stage, [stage])
     check_all(config, stages, source, processes)
-    on_step = HeldOut(config, lambda: source.held_out or open_source(
+    kept = source.held_out or source if data.dataset.startswith("object") else None
+    on_step = HeldOut(config, lambda: kept or open_source(
         data, config.clip_shape, stride=config.stride, held_out=True), run, on_step)
     for name in stages:
         setup = (train_transformer(config, data, source, run, processes, tokens)
@@ -86,7 +87,7 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
         if not fit(setup, config, run, processes, on_step):
             return False
     if processes.rank == 0 and draw and (run / "transformer.pt").exists():
-        report(run, source=source.held_out or source if data.dataset.startswith("object") else None)
+        report(run, source=kept)
     return True
 
 
@@ -143,9 +144,9 @@ def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource,
         transformer.compile()
     steps, warmup = config.steps("transformer", len(source))
     return Stage("transformer", trainee, transformer_step, tokens, config.transformer_rate, steps,
-                 warmup, config.transformer_batch,
-                 dict(network=transformer.config, train=config, data=data), facts, origin=origin,
-                 close=getattr(tokens, "close", lambda: None))
+                 warmup, config.transformer_batch, dict(
+                     network=transformer.config, train=config, data=data), facts,
+                 origin=origin, close=getattr(tokens, "close", lambda: None))
 
 
 def perceptual_loss(config: TrainConfig, processes: Processes) -> nn.Module | None:
@@ -161,8 +162,7 @@ def perceptual_loss(config: TrainConfig, processes: Processes) -> nn.Module | No
 def main() -> None:
     config, data, options = parse()
     if options.dry_run:
-        print(plan(options.preset, config))
-        return
+        return print(plan(options.preset, config))
     run = Path(options.out or f"runs/{options.preset}")
     try:
         # Frames are counted by one process, while the others wait for as long as that takes.

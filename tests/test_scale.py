@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from conftest import ROOT
 from test_loop import command, execute
 from test_train import SMALL, folder, same, train_small, weights  # noqa: F401
 
+import train
 from commit import tokenize_condition
 from data.clips import VideoFolder
+from data.moving_shapes import MovingShapes
 from data.source import load_batch
 from training.checkpoint import load_checkpoint, load_network, read_checkpoint, save_checkpoint
 from training.command import parse
@@ -310,3 +313,12 @@ def test_held_out_clips_are_looked_at_and_training_does_not_notice(folder, tmp_p
     losses = [f"loss at {ratio}" for ratio in (0.1, 0.3, 0.5, 0.7, 0.9)]
     assert looks == [(stage, step, names) for stage, names in (
         ("tokenizer", ["psnr"]), ("transformer", losses)) for step in (2, 5)]
+
+
+def test_a_data_set_object_without_held_out_clips_is_looked_at_itself(tmp_path):
+    """It stands for itself, as in the report."""
+    config = replace(PRESETS["toy"], tokenizer_steps=2, token_pool=8, evaluate_every=2,
+                     tokenizer_batch=2)
+    source = type("Mine", (MovingShapes,), dict(held_out=None))()
+    assert train.train(config, source, tmp_path, stage="tokenizer", draw=False)
+    assert "psnr" in json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["held_out"]

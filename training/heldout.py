@@ -37,15 +37,18 @@ RATIOS = 0.1, 0.3, 0.5, 0.7, 0.9              # of the tokens that are masked
 class HeldOut:
     """To be called after every step, as train.train's on_step is: it looks at some of them.
 
-    open_clips() -> the clips to look at; it is called at the first look. Sixteen are taken, always
-    the same, at their centre. What it draws does not touch the draws of training. on_step, of the
-    same kind, is called first; what both return is returned together.
+    open_clips() -> the clips to look at, if it is to look at all. Sixteen are taken, always the
+    same, at their centre, before training asks the same data set for clips. What it draws does not
+    touch the draws of training. on_step, of the same kind, is called first; what both return is
+    returned together.
     """
 
     def __init__(self, config: TrainConfig, open_clips: Callable[[], ClipSource], run: Path,
                  on_step: Callable[[str, int, dict], dict | None] | None = None):
-        self.config, self.open_clips, self.run, self.on_step = config, open_clips, run, on_step
-        self.video: Tensor | None = None
+        self.config, self.run, self.on_step = config, run, on_step
+        if config.evaluate_every:
+            source = open_clips()
+            self.video, _ = load_batch(source, 0, min(16, len(source)), 0, augment=False)
         self.tokenizer: nn.Module | None = None
 
     def __call__(self, stage: str, step: int, terms: dict) -> dict | None:
@@ -55,9 +58,6 @@ class HeldOut:
             return heard
         networks = stage.networks
         device = next(networks[stage].parameters()).device
-        if self.video is None:
-            source = self.open_clips()
-            self.video, _ = load_batch(source, 0, min(16, len(source)), 0, augment=False)
         with torch.no_grad(), autocast(self.config.precision, device):
             if stage == "tokenizer":
                 numbers = self.look_at_tokenizer(networks["ema"], device)

@@ -223,6 +223,9 @@ def main() -> None:
     processes = start_processes()
     weights = from_first(lambda: torch.arange(3.0), processes)
     print(f"process {processes.rank} of {processes.world}: weights {weights.tolist()}")
+    with float32_as("tf32"):
+        print(f"TF32 where it is asked for: {torch.backends.cudnn.allow_tf32}; else:", end=" ")
+    print(torch.backends.cudnn.allow_tf32, f"\n{threads_of_this_process()} threads decode clips")
     try:
         refuse_different({"a fact of its own,": processes.rank}, processes)
     except ValueError as error:
