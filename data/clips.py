@@ -159,6 +159,18 @@ def open_stream(path: str | Path, start: int = 0) -> tuple[float, Iterator[np.nd
     return float(rate or 8), stream_frames(path, start)
 
 
+def write_lossless(path: str | Path, video: np.ndarray, fps: int = 8) -> None:
+    """uint8 (T, H, W, 3) to a video that gives back every pixel: H.264 of red, green and blue,
+    without quantisation. Some players know only the lossy kind."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264rgb", rate=fps, options=dict(qp="0"))
+        stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "rgb24"
+        for frame in video:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        file.mux(stream.encode())
+
+
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 8) -> None:
     """uint8 frames (H, W, 3), or (T, H, W, 3), to .gif, .npy, or a video by its suffix (H.264).
     Videos are written frame by frame, as long as may be; the other two take all in memory."""

@@ -1,39 +1,33 @@
-"""From sample numbers to rows of features on disk: resumable, and shared out to processes.
+"""Rows of features: what the metrics see of videos, and how the video of a sample is made.
 
 Paper   App. B.3 ("a single data loader", and conditions come from the real clips)
 
 Shapes  sample i -> its real clip -> generate -> video (B, 3, T, H, W) in [0, 1]
           -> measure_videos -> a row per video: 400 logits for FVD, 101 for IS, one PSNR, ...
-          -> rows_on_disk -> RUN/features/<what>-<settings>/000012.npz, a file per batch
 
-Read    measure_videos; sample_videos (what sample i is); rows_on_disk (why a kill costs one batch
-        at most).
+Read    measure_videos; sample_videos (what sample i is); noise_of.
 
 Sample i, its clip and its noise are functions of (seed, i), and sample i is always decoded in
 batch i // batch_size. So the rows do not depend on how many processes there are, nor on when
 they were stopped. (Another device or number of threads may round otherwise and, rarely, draw
 another token.)
 
-Not here: scores of the rows (evaluate.py); which clips are real (protocols.py);
-        two folders of videos (sets.py).
+Not here: rows on disk (rows.py); an evaluation's order of work (jobs.py); scores (numbers.py);
+        which clips are real (protocols.py); two folders of videos (sets.py).
 
-Run:    python -m measure.features [RUN]     who computes which sample, or what is stored there
+Run:    python -m measure.features     the rows of two videos, by random weights
 """
 from __future__ import annotations
 
 import os
-import sys
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from commit import MT10
 from data.clips import DataConfig, open_source
@@ -48,9 +42,12 @@ from training.build import as_plain
 from training.checkpoint import Run
 from training.processes import Processes, start_processes
 
-METRICS = {"fvd": "FVD", "is": "IS", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
+METRICS = {"fvd": "FVD", "kvd": "KVD", "is": "IS", "psnr": "PSNR", "ssim": "SSIM",
+           "lpips": "LPIPS"}
+PAIRED = ("psnr", "ssim", "lpips")          # of a video and its real one; the others are of sets
+# What metrics are computed from, where that is not a row of their own name.
+ROWS_OF = {"kvd": ("fvd",), "psnr": ("psnr", "identical")}
 JUDGES = {"fvd": (I3D, load_i3d), "is": (C3D, load_c3d), "lpips": (LPIPS, load_lpips)}
-Rows = dict[str, Tensor]
 NOISE = 6                       # the random stream of decoding, beside those of protocols.py
 
 
@@ -62,6 +59,16 @@ def start_evaluation() -> Processes:
 # ---------------------------------------------------------------------------------------------
 # What the metrics see of videos
 
+def rows_of(metrics: Iterable[str]) -> list[str]:
+    """The rows that metrics are computed from, each once."""
+    return list(dict.fromkeys(row for metric in metrics for row in ROWS_OF.get(metric, (metric,))))
+
+
+def stored_names(rows: Iterable[str], judges: dict[str, nn.Module]) -> dict[str, str]:
+    """A row -> the name that it is stored under, which tells the weights that made it."""
+    return {row: f"{row}-{digest(judges[row].weights)}" if row in judges else row for row in rows}
+
+
 def open_judges(metrics: list[str], directory: str | Path | None, device: torch.device
                 ) -> dict[str, nn.Module]:
     """The networks that the metrics need. FileNotFoundError says which file to put where.
@@ -69,7 +76,7 @@ def open_judges(metrics: list[str], directory: str | Path | None, device: torch.
     directory None: random weights, whose numbers mean nothing.
     """
     judges = {}
-    for metric in (metric for metric in metrics if metric in JUDGES):
+    for metric in (row for row in rows_of(metrics) if row in JUDGES):
         network, load = JUDGES[metric]
         try:
             judge = load(directory) if directory else randomize(network(), 0)
@@ -81,23 +88,29 @@ def open_judges(metrics: list[str], directory: str | Path | None, device: torch.
 
 
 @torch.no_grad()
-def measure_videos(judges: dict[str, nn.Module], metrics: list[str], video: Tensor,
-                   real: Tensor | None = None) -> Rows:
+def measure_videos(judges: dict[str, nn.Module], wanted: list[str], video: Tensor,
+                   real: Tensor | None = None) -> dict[str, Tensor]:
     """What the metrics must know of videos (B, 3, T, H, W) in [0, 1], a row for each.
 
-    "fvd" (B, 400) and "is" (B, 101): logits. "psnr", "ssim", "lpips" (B,): means over all frames,
-    the given ones too (official), against `real` of the same shape; left out where it is None.
+    wanted: of rows_of. "fvd" (B, 400) and "is" (B, 101): logits. "psnr", "ssim", "lpips" (B,):
+    means over all frames, the given ones too (official), against `real` of the same shape; left
+    out where it is None. A frame that is identical with the real one has no finite PSNR: it is
+    counted in "identical" (B,) and is not in the mean, which is NaN where all are identical.
     """
     rows = {}
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):      # ten bits are too few
-        if "fvd" in metrics:
+        if "fvd" in wanted:
             rows["fvd"] = judges["fvd"](i3d_input(video))
-        if "is" in metrics:
+        if "is" in wanted:
             rows["is"] = judges["is"](c3d_input(video))
-        for name, distance in dict(psnr=psnr, ssim=ssim, lpips=judges.get("lpips")).items():
-            if real is not None and name in metrics:       # a video at a time: VGG is large
-                rows[name] = torch.stack([distance(*pair).mean() for pair in
-                                          zip(frames_of(video), frames_of(real))])
+        pairs = [] if real is None else list(zip(frames_of(video), frames_of(real)))
+        for name, distance in dict(ssim=ssim, lpips=judges.get("lpips")).items():
+            if pairs and name in wanted:                   # a video at a time: VGG is large
+                rows[name] = torch.stack([distance(*pair).mean() for pair in pairs])
+    if pairs and "psnr" in wanted:
+        of_frames = torch.stack([psnr(*pair) for pair in pairs])
+        rows["identical"] = of_frames.isinf().sum(1)
+        rows["psnr"] = torch.where(of_frames.isinf(), torch.nan, of_frames).nanmean(1)
     return rows
 
 
@@ -128,8 +141,10 @@ def trained_on(run: Run, data: DataConfig | ClipSource | None) -> bool:
     """Whether the real videos are those that the run has learned from, as far as can be seen."""
     if data is None:
         return not run.data.has_held_out and not run.data.dataset.startswith("object")
-    return isinstance(data, DataConfig) and bool(data.root) and (
-        (data.resolved().root, data.resolved().split) == (run.data.root, run.data.split))
+    if not isinstance(data, DataConfig) or not data.root:
+        return False
+    given, learned = data.resolved(), run.data.resolved()
+    return (given.root, given.split) == (learned.root, learned.split)
 
 
 def load_clips(source: ClipSource, clips: list[Clip], device: torch.device
@@ -141,14 +156,14 @@ def load_clips(source: ClipSource, clips: list[Clip], device: torch.device
 
 
 def sample_videos(run: Run, task: str, video: Tensor, label: Tensor, decoding: dict, seed: int,
-                  first: int) -> tuple[Tensor, Rows]:
+                  first: int, precision: str = "float32") -> tuple[Tensor, dict[str, Tensor]]:
     """Samples first, first + 1, ... given their real clips (B, 3, T, H, W) and labels (B,).
 
     task "reconstruction" takes them through the tokenizer and back, and returns beside the video
     which codes each has used, (B, K) bool. label: of the run's classes.
     """
     tokenizer = run.tokenizer
-    with autocast(run.config.precision, video.device):
+    with autocast(precision, video.device):
         if task == "reconstruction":
             tokens = tokenizer.encode(video)
             used = torch.zeros(len(video), tokenizer.codebook_size, dtype=torch.bool)
@@ -158,6 +173,12 @@ def sample_videos(run: Run, task: str, video: Tensor, label: Tensor, decoding: d
         return generate(tokenizer, run.transformer, video, task, noise=noise,
                         condition_frames=run.config.condition_frames, **run.how(task, label),
                         **decoding).float(), {}
+
+
+def in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether samples of this precision are made in bfloat16 on this device."""
+    with autocast(precision, device):
+        return torch.is_autocast_enabled(device.type)
 
 
 def noise_of(seed: int, task: str, samples: range, device: torch.device
@@ -186,61 +207,16 @@ def run_labels(label: Tensor, source: ClipSource, names: list[str]) -> Tensor:
     return table[label]
 
 
-# ---------------------------------------------------------------------------------------------
-# Rows on disk
-
-def rows_on_disk(folder: Path, items: list, batch: int, compute: Callable[[list, int], Rows],
-                 processes: Processes, title: str) -> Rows:
-    """compute(items of a batch, its first number), for all batches: from disk where it is there.
-
-    A file per batch, written under another name and then renamed: whatever is there is whole.
-    Batches are dealt out to processes in turn. Returns all rows, in order.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [(first, folder / f"{first // batch:06}.npz")
-             for first in range(0, len(items), batch)]
-    mine = files[processes.rank::processes.world]
-    for first, path in tqdm(mine, desc=title, disable=processes.rank > 0, mininterval=1.0):
-        part = items[first:first + batch]
-        if len(part) != rows_in(path):       # a last batch grows when more samples are asked for
-            rows = compute(part, first)
-            temporary = folder / f"{path.name}.{os.getpid()}"
-            with open(temporary, "wb") as file:
-                np.savez(file, **{key: value.cpu().numpy() for key, value in rows.items()})
-            os.replace(temporary, path)
-    if dist.is_initialized():
-        dist.barrier()
-    parts = [read_rows(path) for _, path in files]
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-
-
-def read_rows(path: Path) -> Rows:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-
-
-def rows_in(path: Path) -> int:
-    """How many videos a file has rows for; 0 where it is missing or damaged."""
-    try:
-        return len(next(iter(read_rows(path).values())))
-    except (OSError, ValueError, EOFError, StopIteration, zipfile.BadZipFile):
-        return 0
-
-
-def checkpoint_stamps(run: Path) -> list:
-    """Changes when the run's checkpoints do."""
-    return [(name, (run / name).stat().st_size, (run / name).stat().st_mtime_ns)
-            for name in ("tokenizer.pt", "transformer.pt") if (run / name).exists()]
-
-
 def main() -> None:
-    """What is stored below a run; without one, which of 14 samples is computed where."""
-    for rank in range(3) if len(sys.argv) == 1 else ():
-        print(f"process {rank} of 3 makes", *(f"{first // 4:06}.npz of samples {first}, ..."
-                                              for first in range(0, 14, 4)[rank::3]))
-    for folder in sorted(Path(*sys.argv[1:], "features").glob("*/")):
-        files = sorted(folder.glob("*.npz"))
-        print(f"{folder}: {sum(rows_in(path) for path in files):,} videos in {len(files)} files")
+    """The rows of two made-up videos against themselves and with noise, by random weights."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.rand(2, 3, 9, 32, 32, generator=generator)
+    noisy = (real + 0.1 * torch.randn(real.shape, generator=generator)).clamp(0, 1)
+    rows = measure_videos(open_judges(["fvd"], None, torch.device("cpu")),
+                          ["fvd", "psnr", "identical", "ssim"], noisy, real)
+    for name, row in rows.items():
+        first = ", ".join(f"{value:.3f}" for value in row.flatten()[:3].tolist())
+        print(f"{name:10} {tuple(row.shape)!s:10} {first}, ...")
 
 
 if __name__ == "__main__":

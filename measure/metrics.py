@@ -3,7 +3,7 @@
 Paper   Sec. 4 (evaluation metrics), App. B.3
 
 Shapes  pictures (..., 3, H, W) in [0, 1], two of them -> psnr, ssim (...), one value per frame
-        features (n, D), two sets of them -> fvd: one number
+        features (n, D), two sets of them -> fvd, kvd: one number
         logits (n, classes) -> inception_score: one number
         one value per sample (n,), its clip (n,) -> best_of_trials (clips,)
 
@@ -127,19 +127,44 @@ def symmetric_root(matrix: Tensor) -> Tensor:
 
 def gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D), divided by n - 1, of features (n, D), in float64."""
-    features = torch.as_tensor(features).double()
+    features = finite(features).double()
+    return features.mean(0), features.T.cov()
+
+
+def finite(features: Tensor) -> Tensor:
+    """Features (n, D) as they are. ValueError unless there are two or more, all of them finite."""
+    features = torch.as_tensor(features)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features of shape {tuple(features.shape)}; wanted (clips, D) of at "
                          "least 2 clips")
     if not features.isfinite().all():
         raise ValueError(f"{(~features.isfinite().all(1)).sum()} of {len(features)} clips have "
                          "features that are not finite: look for NaN in their pixels")
-    return features.mean(0), features.T.cov()
+    return features
 
 
 def fvd(real: Tensor, fake: Tensor) -> float:
     """Frechet distance of two sets of features (n, D) and (m, D); of I3D's logits it is FVD."""
     return frechet_distance(*gaussian(real), *gaussian(fake))
+
+
+def kvd(real: Tensor, fake: Tensor) -> float:
+    """Squared maximum mean discrepancy of two sets of features (n, D) and (m, D), unbiased; of
+    I3D's logits it is KVD (Unterthiner et al. 2018): the kernel is (x.y / D + 1)^3.
+
+    Its mean over small sets is that of large ones, which FVD's is not; it may be below 0.
+    """
+    real, fake = (finite(features).double() for features in (real, fake))
+
+    def kernel_sum(a: Tensor, b: Tensor) -> float:
+        return sum(((part @ b.T / b.shape[1] + 1) ** 3).sum().item() for part in a.split(1024))
+
+    def among_themselves(x: Tensor) -> float:              # without pairs of a clip with itself
+        alone = ((x.square().sum(1) / x.shape[1] + 1) ** 3).sum().item()
+        return (kernel_sum(x, x) - alone) / (len(x) * (len(x) - 1))
+
+    return (among_themselves(real) + among_themselves(fake)
+            - 2 * kernel_sum(real, fake) / (len(real) * len(fake)))
 
 
 def fvd_infinity(real: Tensor, fake: Tensor, smallest: int = 5000, points: int = 15,
@@ -169,7 +194,7 @@ def intercept(x: Tensor, y: Tensor) -> float:
 
 def inception_score(logits: Tensor) -> float:
     """exp of the mean KL divergence of each clip's classes from their mean. logits (n, classes)."""
-    log_p = F.log_softmax(torch.as_tensor(logits).double(), dim=1)
+    log_p = F.log_softmax(finite(logits).double(), dim=1)
     p = log_p.exp()
     log_mean = torch.logsumexp(log_p, 0) - math.log(len(log_p))
     return (p * (log_p - log_mean)).sum(1).mean().exp().item()

@@ -13,15 +13,17 @@ Run:    python -m measure.numbers      what a number is called, and why
 """
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
 from commit import TASKS
-from measure.features import JUDGES, METRICS, Rows, open_judges
-from measure.metrics import (best_of_trials, fvd, fvd_infinity, inception_score, over_folds)
+from measure.features import JUDGES, METRICS, open_judges, rows_of
+from measure.metrics import best_of_trials, fvd, fvd_infinity, inception_score, kvd, over_folds
 from measure.protocols import PROTOCOLS, Protocol
+from measure.rows import Rows
 
 
 def score(metrics: list[str], folds: int, real: Rows, fake: Rows, clips: Tensor | None = None,
@@ -30,9 +32,12 @@ def score(metrics: list[str], folds: int, real: Rows, fake: Rows, clips: Tensor 
 
     clips (n,): which real clip each sample tried to predict; if given, PSNR and SSIM are those
     of the best trial for each clip within a fold. infinity: also FVD_inf, over all samples.
+    PSNR is NaN where no frame differs from the real one, and of those that differ elsewhere.
     """
     def best(values: Tensor, which: Tensor) -> float:
-        return best_of_trials(values, which).mean().item()
+        differ = ~values.isnan()
+        return (best_of_trials(values[differ], which[differ]).mean().item() if differ.any()
+                else math.nan)
 
     numbers, alone = {}, torch.arange(len(next(iter(fake.values()))))
     if "fvd" in metrics:
@@ -40,6 +45,8 @@ def score(metrics: list[str], folds: int, real: Rows, fake: Rows, clips: Tensor 
         if infinity:
             smallest = min(5000, max(2, len(fake["fvd"]) // 4))
             numbers["fvd_inf"] = fvd_infinity(real["fvd"], fake["fvd"], smallest), 0.0
+    if "kvd" in metrics:
+        numbers["kvd"] = over_folds(kvd, folds, real["fvd"], fake["fvd"])
     if "is" in metrics:
         numbers["is"] = over_folds(inception_score, folds, fake["is"])
     for name in ("psnr", "ssim", "lpips"):
@@ -52,7 +59,7 @@ def score(metrics: list[str], folds: int, real: Rows, fake: Rows, clips: Tensor 
 def entry(metric: str, number: tuple[float, float], samples: int, folds: int,
           judges: dict[str, nn.Module], reasons: list[str]) -> tuple[str, dict]:
     """A number under the name it may bear: "FVD", or "FVD*" with what is not as it should be."""
-    name, judge = METRICS.get(metric, "FVD_inf"), metric.removesuffix("_inf")
+    name, judge = METRICS.get(metric, "FVD_inf"), rows_of([metric.removesuffix("_inf")])[0]
     weights = judges[judge].weights if judge in JUDGES else "none needed"
     if weights.startswith("random"):
         reasons = ["random weights: the number means nothing", *reasons]
@@ -62,8 +69,9 @@ def entry(metric: str, number: tuple[float, float], samples: int, folds: int,
         folds = 1
         if samples < 10_000:
             reasons = ["a line in 1/N needs N from 5,000 up to well above", *reasons]
+    mean, deviation = (value if math.isfinite(value) else None for value in number)    # JSON's
     return f"{name}{'*' if reasons else ''}", dict(
-        mean=number[0], deviation=number[1], samples=samples, folds=folds, weights=weights,
+        mean=mean, deviation=deviation, samples=samples, folds=folds, weights=weights,
         not_as_wanted=reasons)
 
 
@@ -74,8 +82,9 @@ def print_numbers(title: str, results: dict[str, dict[str, dict]]) -> None:
     print(f"\n{title}\n{'number':9} {'of':14} {'value':>20} {'samples':>13}   weights")
     reasons: dict[str, dict] = {}
     for subject, name, value in rows:
-        number, samples = f"{value['mean']:.4f}", f"{value['samples']:,}"
-        if value["folds"] > 1:
+        number = "-" if value["mean"] is None else f"{value['mean']:.4f}"
+        samples = f"{value['samples']:,}"
+        if value["folds"] > 1 and value["mean"] is not None:
             number = f"{number} ± {value['deviation']:.4f}"
             samples = f"{value['samples'] // value['folds']:,} x {value['folds']}"
         print(f"{name:9} {subject:14} {number:>20} {samples:>13}   {value['weights']}")
@@ -87,13 +96,17 @@ def print_numbers(title: str, results: dict[str, dict[str, dict]]) -> None:
         print(f"  - {', '.join(names)}: {reason}")
 
 
-def print_trials(results: dict[str, dict[str, dict]], protocol: Protocol, trials: float) -> None:
+def print_trials(results: dict[str, dict[str, dict]], protocol: Protocol | None = None,
+                 trials: float = 1.0) -> None:
     """Of how many trials PSNR and SSIM are the best; how many codes a reconstruction used."""
     for task, entries in results.items():
-        if task in TASKS and protocol.best_of > 1 and {"PSNR", "SSIM"} & {
+        if task in TASKS and protocol and protocol.best_of > 1 and {"PSNR", "SSIM"} & {
                 name.strip("*") for name in entries}:
             print(f"{task}: PSNR and SSIM are of the best of {max(1, trials):.3g} "
                   f"trials; wanted {protocol.best_of}")
+        if entries.get("identical_frames"):
+            print(f"{task}: {entries['identical_frames']['count']:,} frames are identical with the real "
+                  "ones; their PSNR is infinite and not in the mean")
         if "codes" in entries:
             print(f"{task}: {entries['codes']['used']} of {entries['codes']['of']} codes used")
 
@@ -101,8 +114,8 @@ def print_trials(results: dict[str, dict[str, dict]], protocol: Protocol, trials
 def print_tasks(results: dict[str, dict[str, dict]]) -> None:
     """Table 4: the FVDs of several tasks side by side, and their average."""
     names = {name for entries in results.values() for name in entries if name.strip("*") == "FVD"}
-    means = {task: entries[name]["mean"] for name in names for task, entries in results.items()
-             if task in TASKS and name in entries}
+    means = {task: results[task][name]["mean"] for name in names for task in TASKS
+             if name in results.get(task, {})}
     if len(means) > 1:
         means["average"] = sum(means.values()) / len(means)
         print("\n      " + "".join(f"{task:>9}" for task in means))

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from commit import MT8, MT10, TASKS
 from data.source import ClipSource, shuffled
+from measure.pretrained import resize_tf1
 from training.presets import TrainConfig
 
 
@@ -39,10 +38,11 @@ class Protocol:
     tasks: tuple[str, ...]         # what is evaluated so; the first where none is asked for
     windows: int = 0               # clips per video: windows in time, evenly spread; 0: random
     crops: int = 0                 # x crops in space, evenly spread; 0: random
+    only_window: float = 0.0       # how far along a video's only window begins: 0.5, the middle
     samples: int = 50_000          # generated per fold
     folds: int = 4
     resolution: int = 128          # of the generated video
-    measured_at: int = 128         # centre crop and bilinear resize to this, before any metric
+    measured_at: int = 128         # centre crop and TF1's resize to this, before any metric
     frames: int = 16
     condition_frames: int = 1
     steps: int = 12
@@ -56,7 +56,8 @@ class Protocol:
         if not self.windows:
             return f"random clips of {self.split} videos"
         crop = "centre crop" if self.crops == 1 else f"{self.crops} crops"
-        window = "first window" if self.windows == 1 else f"{self.windows} windows"
+        only = "middle" if self.only_window else "first"
+        window = f"{only} window" if self.windows == 1 else f"{self.windows} windows"
         return f"{window} x {crop} of each {self.split} video"
 
     @property
@@ -86,7 +87,8 @@ PROTOCOLS = {
                     resolution=32, measured_at=32, steps=16, temperature=1.5,
                     metrics=("fvd", "psnr", "ssim")),
     # Ours, for anybody's data: what the run held out, or a data set that is given.
-    "own": Protocol("ours; no benchmark", "held-out", 0, MT10, windows=1, crops=1, samples=512,
+    "own": Protocol("ours; no benchmark", "held-out", 0, MT10, windows=1, crops=1,
+                    only_window=0.5, samples=512, folds=1,
                     metrics=("fvd", "psnr", "ssim")),
 }
 NO_BENCHMARK = ("toy", "own")
@@ -118,7 +120,8 @@ def real_clips(source: ClipSource, protocol: Protocol, count: int, seed: int = 0
     ("a single data loader", App. B.3). Clip i depends on (seed, i) alone, whatever the count.
     """
     places = [place for video in range(len(source)) for place in (
-        uniform_clips(video, source.spare_frames(video), protocol.windows, protocol.crops)
+        uniform_clips(video, source.spare_frames(video), protocol.windows, protocol.crops,
+                      protocol.only_window)
         if protocol.windows else [Clip(video, 0, CENTRE, CENTRE)])]
     chosen = []
     for i in range(count):
@@ -132,13 +135,16 @@ def real_clips(source: ClipSource, protocol: Protocol, count: int, seed: int = 0
     return chosen
 
 
-def uniform_clips(video: int, spare: int, windows: int, crops: int) -> list[Clip]:
+def uniform_clips(video: int, spare: int, windows: int, crops: int, only: float = 0.0
+                  ) -> list[Clip]:
     """windows x crops of a video that is `spare` frames longer than a clip, evenly spread.
 
-    One window is the first, two are the first and the last. A video with fewer places than
+    One window is the first (or lies at the fraction `only` of what is spare), two are the first
+    and the last. A video with fewer places than
     windows gives each of them once. Crops move along the longer side: the shorter has no room.
     """
-    starts = dict.fromkeys(np.linspace(0, spare, windows).round().astype(int).tolist())
+    places = np.linspace(0, spare, windows) if windows > 1 else np.array([spare * only])
+    starts = dict.fromkeys(places.round().astype(int).tolist())
     places = [CENTRE] if crops == 1 else np.linspace(0, 1, crops).tolist()
     places = [CENTRE if place == 0.5 else place for place in places]
     return [Clip(video, start, place, place) for start in starts for place in places]
@@ -151,38 +157,42 @@ def measured_size(protocol: Protocol, config: TrainConfig) -> int:
 
 
 def to_measure(video: Tensor, size: int) -> Tensor:
-    """(B, 3, T, H, W) -> (B, 3, T, size, size): central square, then bilinear (K600: 128 to 64).
+    """(B, 3, T, H, W) -> (B, 3, T, size, size): central square, then TF1's bilinear resize.
 
-    Half-pixel centres without antialiasing: from 128 to 64, the mean of four pixels.
+    That is how all released code comes from 128 to 64 pixels for Kinetics-600, where it takes
+    every second pixel. (MAGVIT's own configuration for Kinetics is not released.)
     """
-    if video.shape[-2:] == (size, size):
-        return video
-    B, side = len(video), min(video.shape[-2:])
+    side = min(video.shape[-2:])
     y, x = ((length - side) // 2 for length in video.shape[-2:])
-    frames = rearrange(video[..., y:y + side, x:x + side], "b c t h w -> (b t) c h w")
-    frames = F.interpolate(frames, (size, size), mode="bilinear", align_corners=False)
-    return rearrange(frames, "(b t) c h w -> b c t h w", b=B)
+    video = video[..., y:y + side, x:x + side]
+    return video if side == size else resize_tf1(video, (size, size))
 
 
 # ---------------------------------------------------------------------------------------------
 # What is not as in the paper
 
 def deviations(name: str, task: str, config: TrainConfig, *, samples: int, videos: int,
-               decoding: dict, trained_on: bool = False) -> list[str]:
+               decoding: dict, folds: int | None = None, trained_on: bool = False,
+               bfloat16: bool = False) -> list[str]:
     """Each departure from the protocol in words; none, and the number may bear the plain name.
 
     task: of commit.TASKS, or "reconstruction". samples: in all; videos: how many real ones there
-    are; config: the run's; trained_on: the run has learned from these very videos.
+    are; config: the run's; folds: None, as the protocol has them; trained_on: the run has learned
+    from these very videos; bfloat16: they were generated so.
     """
     protocol, reasons = PROTOCOLS[name], []
     if name in NO_BENCHMARK:
         reasons.append(f"protocol {name} is no benchmark: nobody publishes numbers of such videos")
     if protocol.split != "train" and trained_on:
         reasons.append("the real videos are those the run was trained on; wanted test videos")
+    if bfloat16:
+        reasons.append("generated in bfloat16, which draws some other tokens than float32")
     if name == "own":                                   # whatever the run does, it is right for it
         return reasons
     if samples != protocol.samples * protocol.folds:
         reasons.append(f"{samples:,} samples; wanted {protocol.samples:,} x {protocol.folds}")
+    if folds not in (None, protocol.folds):
+        reasons.append(f"{folds} folds; wanted {protocol.folds}")
     if abs(videos - protocol.videos) > 0.05 * protocol.videos:     # papers round, videos vanish
         reasons.append(f"{videos:,} {protocol.split} videos; wanted about {protocol.videos:,}")
     for field, wanted in (("resolution", protocol.resolution), ("frames", protocol.frames),

@@ -1,105 +1,343 @@
-"""Two sets of videos, whoever made them: one metric of them, as they are.
+"""Two sets of videos, whoever made them: numbers of any two folders.
 
 Paper   none: for people who have two folders and no run
 
-Shapes  folders of videos, or .npy uint8 (N, T, H, W, 3) -> rows -> a number
+Shapes  folders of videos, GIFs or folders of frames, or .npy uint8 (N, T, H, W, 3)
+          -> open_sets: one clip of each video, uint8 (T, H, W, 3) -> rows -> numbers
 
-Read    compare.
+Read    compare; open_sets; what_is_unlike, every reason for a star.
 
-Run:    python -m measure.sets                   a metric of two sets that are made here
-        python evaluate.py fvd REAL FAKE         also psnr, ssim, lpips; is FAKE
+A video's clip is its first frames, whole or as a central square. Features are kept in this
+machine's store under the content of the files: a stopped call goes on, and another number of the
+same videos, or another fake set beside the same real one, begins with what is there.
+
+Run:    python -m measure.sets                   numbers of sets that are made here
+        python evaluate.py fvd REAL FAKE         also fvd,kvd,psnr,ssim,lpips; is FAKE
 """
 from __future__ import annotations
 
+import json
 import tempfile
-from functools import partial
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from data.clips import read_video
-from data.layouts import VIDEO_SUFFIXES
-from data.source import to_float
-from measure.features import measure_videos, open_judges, start_evaluation
-from measure.numbers import entry, print_numbers, score
+from data.clips import VideoFolder, resize_short_side
+from data.counts import count_frames
+from data.decoding import opened
+from data.layouts import find_layout
+from data.source import NO_LABEL, ClipSource, digest
+from measure.features import (PAIRED, load_clips, measure_videos, open_judges, rows_of,
+                              stored_names)
+from measure.numbers import entry, print_numbers, print_trials, score
+from measure.protocols import CENTRE, Clip
+from measure.rows import (Rows, content_of, machine_cache, open_features, rows_on_disk,
+                          save_features)
+from training.processes import Processes, from_first
 
-Videos = list[Callable[[], np.ndarray]]         # each call reads one, uint8 (T, H, W, 3)
+
+class VideoSet(NamedTuple):
+    """A set of videos, one clip of each."""
+
+    path: str
+    source: ClipSource
+    content: str                    # of its files
+    names: list[str]                # below its folder, without suffix; numbers in an array
+    lengths: Counter                # frames -> how many videos have so many
+    sizes: Counter                  # "WIDTHxHEIGHT" -> likewise
+    coded: Counter                  # "h264", "gif", "no loss" -> likewise
+    left_out: list[str]             # names of files that are too short or broken
 
 
-def compare(metric: str, paths: list[str], *, weights: str | Path | None = "weights",
-            infinity: bool = False, folds: int = 1, batch: int = 16) -> dict:
-    """One metric of two sets of videos, real and fake; IS of one. Videos of one size, as they are.
+class Work(NamedTuple):
+    """What all rows of a comparison share."""
 
-    fvd: any numbers of videos of at least 9 frames. psnr, ssim, lpips: video by video, in order.
+    judges: dict[str, nn.Module]
+    facts: dict                     # frames, stride and size, of all clips
+    batch: int
+    processes: Processes
+
+
+def compare(metrics: list[str], paths: list[str], *, frames: int | None = None, stride: int = 1,
+            size: int | None = None, weights: str | Path | None = "weights",
+            infinity: bool = False, folds: int = 1, batch: int = 16,
+            processes: Processes = Processes(), real_features: str | None = None,
+            save_features: str | None = None, json_file: str | None = None) -> dict | None:
+    """Numbers of two sets of videos, real and fake; IS, and all with real_features, of one.
+
+    frames, stride, size: of each video the first `frames` frames, every stride-th, the short side
+    resized to `size`, the central square. Frames and size have to be said where videos differ in
+    them. psnr, ssim and lpips compare videos of one name; of arrays, of one number.
+    real_features: a file in the place of the real set; save_features: one to be written;
+    json_file: for the numbers. Returns these; None in processes other than the first.
     """
-    if len(paths) != (1 if metric == "is" else 2):
-        raise ValueError(f"{metric} of {len(paths)} sets; it takes "
-                         + ("one, the fakes" if metric == "is" else "two, real and fake"))
-    sets = [open_set(path) for path in paths]
-    counts, shape = [len(videos) for videos in sets], sets[0][0]().shape
-    least, pairs = folds * (2 if metric == "fvd" else 1), metric not in ("fvd", "is")
-    if min(counts) < least or any(count % folds for count in counts):
-        raise ValueError(f"{' and '.join(map(str, counts))} videos; {folds} folds of {metric} need "
-                         f"a multiple of {folds}, at least {least}")
-    if pairs and counts[0] != counts[1]:
-        raise ValueError(f"{counts[0]} and {counts[1]} videos; {metric} compares pairs")
-    if metric == "fvd" and shape[0] < 9:
-        raise ValueError(f"videos of {shape[0]} frames; I3D needs at least 9")
-    device = start_evaluation().device
-    judges = open_judges([metric], weights, device)
-    rows = []
-    for number in [1] if pairs else range(len(sets)):       # of pairs, rows of the fakes alone
-        parts = []
-        for first in tqdm(range(0, counts[number], batch), desc=paths[number], mininterval=1.0):
-            video, *real = (read_batch(paths[which], sets[which], first, batch, shape).to(device)
-                            for which in ([number, 0] if pairs else [number]))
-            parts.append(measure_videos(judges, [metric], video, *real)[metric])
-        rows.append({metric: torch.cat(parts).cpu()})
-    reasons = []
-    if not pairs and min(counts) < 2048 * folds:
-        reasons.append(f"{min(counts) // folds:,} videos a fold; below 2,048 it is mostly bias")
-    if metric == "fvd" and shape[0] != 16:
-        reasons.append(f"{shape[0]} frames; FVDs are published of 16")
-    numbers = score([metric], folds, rows[0], rows[-1], infinity=infinity)
-    entries = dict(entry(name, number, counts[-1], folds, judges, reasons)
+    paired = [name for name in metrics if name in PAIRED]
+    of_sets = [name for name in metrics if name not in PAIRED]
+    check_paths(metrics, paths, real_features)
+    sets, facts = open_sets(paths, frames, stride, size, processes)
+    pairs = pairs_of(*sets) if paired else []
+    check_counts(sets, pairs, of_sets, folds, facts["frames"])
+    work = Work(open_judges(metrics, weights, processes.device), facts, batch, processes)
+    numbers, counts, identical = {}, [len(videos.names) for videos in sets], 0
+    if of_sets:
+        fake = set_rows(work, sets[-1], rows_of(of_sets))
+        real = {}
+        if "fvd" in work.judges:
+            real["fvd"] = features_of_real(work, sets[0], real_features, save_features)
+            counts[0] = len(real["fvd"])
+        numbers |= score(of_sets, folds, real, fake, infinity=infinity)
+    if paired:
+        rows = pair_rows(work, *sets, pairs, rows_of(paired))
+        numbers |= score(paired, folds, {}, rows)
+        identical = int(rows["identical"].sum()) if "psnr" in paired else 0
+    if processes.rank:
+        return None
+    entries = dict(entry(name, number, len(pairs) if name in PAIRED else counts[-1], folds,
+                         work.judges, what_is_unlike(name, sets, facts, min(counts) // folds))
                    for name, number in numbers.items())
-    print_numbers(f"no protocol: {' against '.join(paths)}, as they are, "
-                  f"{'x'.join(map(str, shape[:3]))}", {"sets": entries})
+    if identical:
+        entries["identical_frames"] = dict(count=identical)
+    described = [*([real_features] if real_features else []), *paths]
+    by = f"; {len(pairs)} pairs by {'name' if named(*sets) else 'number'}" if pairs else ""
+    print_numbers(f"no protocol: {' against '.join(described)}\nthe first {facts['frames']} frames "
+                  f"at stride {stride}, {facts['size']} pixels{by}", {"sets": entries})
+    print_trials({"sets": entries})
+    if json_file:
+        outcome = dict(sets=described, videos=counts, **facts, numbers=entries)
+        Path(json_file).write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
     return entries
 
 
-def open_set(path: str | Path) -> Videos:
-    """A folder of videos, in order of their names, or a .npy of uint8 (N, T, H, W, 3).
+def check_paths(metrics: list[str], paths: list[str], real_features: str | None) -> None:
+    paired, two = set(metrics) & set(PAIRED), set(metrics) != {"is"}
+    if real_features and paired:
+        raise ValueError(f"{' '.join(sorted(paired))} of stored features; they compare videos")
+    if len(paths) != (2 if two and not real_features else 1):
+        raise ValueError(f"{','.join(metrics)} of {len(paths)} sets; it takes "
+                         + ("two, real and fake" if two and not real_features
+                            else "one, the fakes"))
 
-    FileNotFoundError where there is nothing.
+
+def check_counts(sets: list[VideoSet], pairs: list, of_sets: list[str], folds: int, frames: int
+                 ) -> None:
+    judged = {"fvd", "kvd"} & set(of_sets)
+    counts = [len(videos.names) for videos in sets] if of_sets else [len(pairs)]
+    least = folds * (2 if judged else 1)
+    if min(counts) < least or any(count % folds for count in counts):
+        raise ValueError(f"{' and '.join(map(str, counts))} videos; {folds} folds need a multiple "
+                         f"of {folds}, at least {least}")
+    if judged and frames < 9:
+        raise ValueError(f"clips of {frames} frames; I3D needs at least 9")
+
+
+# ---------------------------------------------------------------------------------------------
+# What lies there
+
+class Array(ClipSource):
+    """Videos of a .npy file, uint8 (N, T, H, W, 3), as clips of `shape`, (T, H, W)."""
+
+    parallel = True
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], stride: int):
+        self.array, self.shape, self.stride = np.load(path, mmap_mode="r"), shape, stride
+        self.videos = [(path, self.array.shape[1])] * len(self.array)
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def clip_at(self, index: int, start: int, y: float, x: float) -> tuple[np.ndarray, int]:
+        T, H, W = self.shape
+        video = self.array[index, start::self.stride][:T]
+        video = resize_short_side(video, H, W)
+        top, left = (int(place * (length - wanted + 1)) for place, length, wanted in
+                     zip((y, x), video.shape[1:3], (H, W)))
+        return video[:, top:top + H, left:left + W], NO_LABEL
+
+    def fingerprint(self) -> str:
+        return digest(list(self.array.shape))
+
+
+def open_sets(paths: list[str], frames: int | None, stride: int, size: int | None,
+              processes: Processes) -> tuple[list[VideoSet], dict]:
+    """The sets, and what all their clips have in common: frames, stride and size.
+
+    Every file's length and size is looked at before anything is computed. ValueError where they
+    differ and nobody has said what to take; FileNotFoundError where there is nothing.
     """
+    facts = [from_first(lambda: inspect_set(path), processes) for path in paths]
+    whole = [fact for of_one in facts for fact in of_one.values() if not fact["error"]]
+    lengths = {fact["frames"] for fact in whole}
+    sizes = {(fact["height"], fact["width"]) for fact in whole}
+    if not whole:
+        raise ValueError(f"no whole video in {' and '.join(paths)}")
+    if frames is None and len(lengths) > 1:
+        raise ValueError(f"videos of {min(lengths)} to {max(lengths)} frames; say how many of each "
+                         "count: --frames 16")
+    if size is None and len(sizes) > 1:
+        some = " and ".join(f"{width}x{height}" for height, width in sorted(sizes)[:2])
+        raise ValueError(f"videos of {len(sizes)} sizes, such as {some}; say what they are resized "
+                         "to, the centre cropped: --size 128")
+    T = frames or (min(lengths) - 1) // stride + 1
+    H, W = (size, size) if size else sizes.pop()
+    sets = [open_set(Path(path), of_one, (T, H, W), stride, processes)
+            for path, of_one in zip(paths, facts)]
+    return sets, dict(frames=T, stride=stride, size=f"{W}x{H}")
+
+
+def inspect_set(path: str) -> dict[str, dict]:
+    """Length, size and what is wrong, of each video: as data.counts has it, by name."""
     path = Path(path)
     if path.suffix == ".npy" and path.is_file():
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.dtype != np.uint8 or array.ndim != 5 or array.shape[4] != 3:
             raise ValueError(f"{path} holds {array.dtype} {array.shape}; wanted uint8 "
                              "(N, T, H, W, 3)")
-        return [partial(array.__getitem__, i) for i in range(len(array))]
+        frames, height, width = array.shape[1:4]
+        return {str(i): dict(frames=frames, height=height, width=width, error="")
+                for i in range(len(array))}
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is neither a folder of videos nor a .npy file")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
-    if not files:
-        raise FileNotFoundError(f"no video in {path}")
-    return [partial(read_video, file) for file in files]
+    return count_frames(find_layout(path).clips, path, index_of(path))
 
 
-def read_batch(path: str, videos: Videos, first: int, batch: int, shape: tuple) -> Tensor:
-    """Videos first, first + 1, ... as (B, 3, T, H, W) in [0, 1], all of one shape (T, H, W, 3)."""
-    clips = [read() for read in videos[first:first + batch]]
-    for i, clip in enumerate(clips, first):
-        if clip.shape != shape:
-            raise ValueError(f"video {i} of {path} is {clip.shape}, the first one is {shape}; "
-                             "wanted one length and size")
-    return to_float(np.stack(clips))
+def index_of(path: Path) -> Path:
+    return machine_cache() / f"videos-{digest(str(path.resolve()))}.json"
+
+
+def open_set(path: Path, facts: dict[str, dict], shape: tuple[int, int, int], stride: int,
+             processes: Processes) -> VideoSet:
+    if path.is_file():
+        source, names, coded = Array(path, shape, stride), list(facts), Counter({"no loss": 1})
+    else:
+        source = VideoFolder(path, shape, stride=stride, cache_bytes=0, layout=find_layout(path),
+                             index=index_of(path))
+        files = [file for file, _ in source.videos]
+        names = [str(file.relative_to(path)) for file in files]
+        with ThreadPoolExecutor(8) as pool:
+            coded = Counter(pool.map(coding_of, files))
+    used = [facts[name] for name in names]
+    return VideoSet(str(path), source, from_first(lambda: content_of(source), processes),
+                    [name if path.is_file() else str(Path(name).with_suffix("")) for name in names],
+                    Counter(fact["frames"] for fact in used),
+                    Counter(f"{fact['width']}x{fact['height']}" for fact in used),
+                    coded, [name for name in facts if name not in set(names)])
+
+
+def coding_of(path: Path) -> str:
+    """By what a video lost something: "h264", "gif", "jpeg"; or "no loss"."""
+    if path.is_dir():
+        path = next(file for file in sorted(path.iterdir()) if file.is_file())
+    suffix = path.suffix.lower()
+    if suffix in (".npy", ".png", ".tfrecord", ".tfrecords"):
+        return "no loss"
+    if suffix in (".jpg", ".jpeg", ".gif"):
+        return "gif" if suffix == ".gif" else "jpeg"
+    with opened(path) as (_, stream):
+        return stream.codec_context.name
+
+
+def named(real: VideoSet, fake: VideoSet) -> bool:
+    return not any(isinstance(videos.source, Array) for videos in (real, fake))
+
+
+def pairs_of(real: VideoSet, fake: VideoSet) -> list[tuple[int, int]]:
+    """Which video is compared with which: those of one name; where one set is an array, of one
+    number. ValueError where a video has no partner, unless that is too short or broken."""
+    if not named(real, fake):
+        if len(real.names) != len(fake.names):
+            raise ValueError(f"{len(real.names)} and {len(fake.names)} videos; wanted pairs")
+        return [(i, i) for i in range(len(real.names))]
+    for one, other in ((real, fake), (fake, real)):
+        known = {*other.names, *(str(Path(name).with_suffix("")) for name in other.left_out)}
+        lonely = [name for name in one.names if name not in known]
+        if lonely:
+            raise ValueError(f"{len(lonely)} videos of {one.path} have no partner of their name in "
+                             f"{other.path}, first {lonely[0]!r}; wanted pairs of equal names")
+    place = {name: i for i, name in enumerate(fake.names)}
+    return [(i, place[name]) for i, name in enumerate(real.names) if name in place]
+
+
+# ---------------------------------------------------------------------------------------------
+# Rows
+
+def set_rows(work: Work, videos: VideoSet, wanted: list[str]) -> Rows:
+    """Features of each video of a set, in the order of its names."""
+    def compute(part: list[Clip], first: int, missing: list[str]) -> Rows:
+        clips, _ = load_clips(videos.source, part, work.processes.device)
+        return measure_videos(work.judges, missing, clips)
+
+    return stored(work, [videos.content], [clip_of(i) for i in range(len(videos.names))], compute,
+                  videos.path, wanted)
+
+
+def pair_rows(work: Work, real: VideoSet, fake: VideoSet, pairs: list[tuple[int, int]],
+              wanted: list[str]) -> Rows:
+    def compute(part: list[tuple[int, int]], first: int, missing: list[str]) -> Rows:
+        ours, theirs = (load_clips(videos.source, [clip_of(pair[k]) for pair in part],
+                                   work.processes.device)[0]
+                        for k, videos in enumerate((real, fake)))
+        return measure_videos(work.judges, missing, theirs, ours)
+
+    return stored(work, [real.content, fake.content, pairs], pairs, compute, "pairs", wanted)
+
+
+def stored(work: Work, of: list, items: list, compute, title: str, wanted: list[str]) -> Rows:
+    settings = dict(of=of, batch=work.batch, device=work.processes.device.type, **work.facts)
+    return rows_on_disk(machine_cache() / f"set-{digest(settings)}", items, work.batch, compute,
+                        work.processes, title, stored_names(wanted, work.judges))
+
+
+def clip_of(video: int) -> Clip:
+    return Clip(video, 0, CENTRE, CENTRE)
+
+
+def features_of_real(work: Work, real: VideoSet, given: str | None, save: str | None) -> Tensor:
+    """I3D's logits of the real set (n, 400), from a file if one is given."""
+    facts = work.facts | dict(of="the first frames of each video",
+                              weights=work.judges["fvd"].weights)
+    if given:
+        return open_features(given, facts)[0]
+    features = set_rows(work, real, ["fvd"])["fvd"]
+    if save and not work.processes.rank:
+        save_features(save, features, facts | dict(path=real.path, content=real.content))
+    return features
+
+
+# ---------------------------------------------------------------------------------------------
+# The star
+
+def what_is_unlike(metric: str, sets: list[VideoSet], facts: dict, clips: int) -> list[str]:
+    """Why a number is not to be put beside published ones. clips: of the smaller set, a fold."""
+    reasons, codings = [], [set(videos.coded) for videos in sets]
+    judged = metric in ("fvd", "fvd_inf", "kvd")
+    if metric in ("fvd", "is") and clips < 2048:
+        reasons.append(f"{clips:,} videos a fold; below 2,048 it is mostly bias")
+    if judged and facts["frames"] != 16:
+        reasons.append(f"{facts['frames']} frames; FVDs are published of 16")
+    if facts["stride"] != 1:
+        reasons.append(f"every {facts['stride']}th frame alone")
+    taken = (facts["frames"] - 1) * facts["stride"] + 1
+    for videos in sets:
+        longest = max(videos.lengths)
+        if longest >= taken + facts["stride"]:
+            reasons.append(f"{videos.path}: the first frames of videos of up to {longest}")
+        other = [size for size in videos.sizes if size != facts["size"]]
+        if other:
+            reasons.append(f"{videos.path}: resized (antialiased) and cropped from "
+                           f"{' '.join(other[:3])}{' ...' if len(other) > 3 else ''}")
+        if videos.left_out:
+            reasons.append(f"{videos.path}: {len(videos.left_out)} videos too short or broken, "
+                           "left out")
+    if any("gif" in coding for coding in codings):
+        reasons.append("GIF keeps 256 colours of a picture")
+    if len(sets) == 2 and codings[0] != codings[1] and metric != "is":
+        reasons.append("coded unlike: " + ", ".join(f"{videos.path} {' '.join(sorted(coding))}"
+                                                    for videos, coding in zip(sets, codings)))
+    return reasons
 
 
 def main() -> None:
@@ -109,7 +347,7 @@ def main() -> None:
         for name, noise in (("real", 0), ("a little noise", 8), ("much noise", 64)):
             fake = np.clip(real + random.normal(0, 1, real.shape) * noise, 0, 255)
             np.save(Path(folder, f"{name}.npy"), fake.astype(np.uint8))
-            compare("psnr", [f"{folder}/real.npy", f"{folder}/{name}.npy"])
+            compare(["psnr", "ssim"], [f"{folder}/real.npy", f"{folder}/{name}.npy"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run from beginning to end: resumed, shared out, refused; and two sets of videos.
+"""A run from beginning to end: resumed, shared out, added to, refused.
 
 The judge is cheap here: what counts is which videos it sees, and what its numbers are called.
 """
@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from torch import nn
 
 import evaluate
-import measure.sets
-from commit import TASKS
-from data.clips import DataConfig, write_video
+import measure.jobs
+from commit import MT10, TASKS
+from data.clips import DataConfig, read_video, write_video
 from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource
-from measure.features import measure_videos, noise_of, rows_on_disk, run_labels
-from measure.metrics import ssim
+from measure.features import (in_bfloat16, measure_videos, noise_of, run_labels, trained_on)
+from measure.jobs import Request, as_bytes, fake_rows, open_job, real_rows
 from measure.protocols import PROTOCOLS, real_clips
 from measure.report import report
-from measure.sets import compare
+from measure.rows import rows_on_disk
 from measure.speed import measure_speed, print_speed
 from training.build import as_plain, build
 from training.checkpoint import load_run, save_checkpoint
@@ -43,6 +43,12 @@ class Verified(nn.Module):
 
     def forward(self, video):
         return F.adaptive_avg_pool3d(video, (2, 2, 2)).flatten(1)
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """This machine's store of features is another one for each test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "store"))
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +89,8 @@ def cheap(monkeypatch):
             seen.append(len(video))
             return super().forward(video)
 
-    for room in (evaluate, measure.sets):
-        monkeypatch.setattr(room, "open_judges", lambda metrics, *rest: {"fvd": Counting()})
+    monkeypatch.setattr(measure.jobs, "open_judges", lambda metrics, *rest: {
+        "fvd": Counting()} if {"fvd", "kvd"} & set(metrics) else {})
     return seen
 
 
@@ -108,6 +114,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_numbers(run, tmp_pa
     whole = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
     assert cheap == [4] * 8                                     # four batches of reals and fakes
     again, calls = fresh(run, tmp_path), []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another store"))
 
     def killed(*arguments):
         if len(calls) == 6:
@@ -115,10 +122,10 @@ def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_numbers(run, tmp_pa
         calls.append(1)
         return measure_videos(*arguments)
 
-    monkeypatch.setattr(evaluate, "measure_videos", killed)
+    monkeypatch.setattr(measure.jobs, "measure_videos", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate_protocol(again, "toy", **SHORT)
-    monkeypatch.setattr(evaluate, "measure_videos", measure_videos)
+    monkeypatch.setattr(measure.jobs, "measure_videos", measure_videos)
     damaged = sorted(again.glob("features/FP-*/*.npz"))[0]
     damaged.write_bytes(damaged.read_bytes()[:100])             # and one file is broken
     del cheap[:]
@@ -135,21 +142,21 @@ def test_a_stopped_evaluation_goes_on_and_ends_with_the_same_numbers(run, tmp_pa
 def test_more_samples_keep_those_that_are_there(run, tmp_path, cheap):
     place = fresh(run, tmp_path)
     evaluate.evaluate_protocol(place, "toy", **SHORT | dict(samples=8))
-    files = {path: path.stat().st_mtime_ns for path in place.glob("features/*/*.npz")}
+    files = {path: path.stat().st_mtime_ns for path in place.rglob("*.npz")}
     evaluate.evaluate_protocol(place, "toy", **SHORT)
     assert len(files) == 4 and all(path.stat().st_mtime_ns == time for path, time in files.items())
 
 
-def test_samples_shared_by_three_places_are_those_of_one(run, tmp_path, cheap):
+def test_samples_shared_by_three_places_are_those_of_one(run, tmp_path, cheap, monkeypatch):
     alone = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
     place = fresh(run, tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another store"))
     clips = real_clips(MovingShapes("test"), PROTOCOLS["toy"], 16, 0)
     for rank in (2, 1):                 # without torchrun nobody waits: they read what there is
-        job = evaluate.open_job(place, "toy", None, evaluate.Request(**SHORT), "weights",
-                                Processes(rank, 3))
-        for work in (lambda: evaluate.fake_rows(job, "FP", clips),
-                     lambda: evaluate.real_rows(job, clips)):
-            with pytest.raises(FileNotFoundError):
+        monkeypatch.setattr(measure.jobs, "from_first", lambda read, processes: read())
+        job = open_job(place, "toy", None, Request(**SHORT), "weights", Processes(rank, 3))
+        for work in (lambda: fake_rows(job, "FP", clips), lambda: real_rows(job, clips)):
+            with pytest.raises(FileNotFoundError, match="start the same command again"):
                 work()
     del cheap[:]
     assert numbers_of(evaluate.evaluate_protocol(place, "toy", **SHORT)) == alone
@@ -161,15 +168,16 @@ def test_two_processes_of_torchrun_end_with_the_numbers_of_one(run, tmp_path, ch
     script = tmp_path / "cheap.py"
     script.write_text(f"""import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
-import evaluate, test_evaluate
-evaluate.open_judges = lambda metrics, *rest: dict(fvd=test_evaluate.Verified())
+import evaluate, measure.jobs, test_evaluate
+measure.jobs.open_judges = lambda metrics, *rest: dict(fvd=test_evaluate.Verified())
 evaluate.main()
 """)
     place = fresh(run, tmp_path)
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
                     "--nproc_per_node", "2", str(script), str(place), "--protocol", "toy",
                     "--samples", "16", "--batch", "4", "--steps", "2"], check=True,
-                   env=os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads())))
+                   env=os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads()),
+                                         XDG_CACHE_HOME=str(tmp_path / "another store")))
     assert numbers_of(json.loads((place / "evaluation-toy.json").read_text())) == alone
 
 
@@ -191,7 +199,7 @@ def test_reconstruction_and_tasks_make_tables_4_and_7(run, tmp_path, cheap, caps
     assert results["reconstruction"]["codes"]["of"] == 128
     assert 1 <= results["reconstruction"]["codes"]["used"] <= 128
     printed = capsys.readouterr().out
-    assert "CG       FI  average" in printed
+    assert "FI       CG  average" in printed
     assert any("Table 7" in reason for reason in results["reconstruction"]["FVD*"]["not_as_wanted"])
 
 
@@ -277,6 +285,137 @@ def test_of_the_rooms_that_measure_only_the_report_knows_the_drawn_clips():
             if re.search("moving_?shapes", room.read_text(), re.IGNORECASE)] == ["report.py"]
 
 
+@pytest.mark.parametrize("windows, starts", [(None, {2}), ("random", set(range(5)))])
+def test_own_takes_the_middle_of_each_video_or_random_clips(run, folder, windows, starts):
+    job = open_job(run, "own", DataConfig(str(folder)), Request(samples=40, windows=windows,
+                                                                metrics=["psnr"]), None, Processes())
+    assert {clip.start for clip in real_clips(job.source, job.protocol, 40)} == starts
+    with pytest.raises(ValueError, match="only own has a choice"):
+        open_job(run, "bair", DataConfig(str(folder)), Request(windows="random"), None, Processes())
+
+
+def test_a_relative_list_of_videos_does_not_hide_what_was_trained_on(run, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    learned = load_run(untrained(folder.parent / "run", DataConfig("videos", split="lists/a.txt")))
+    for split, known in (("lists/a.txt", True), ("lists/../lists/a.txt", True),
+                         (str(folder.parent / "lists" / "a.txt"), True), ("lists/b.txt", False)):
+        assert trained_on(learned, DataConfig("videos", split=split)) is known
+
+
+# ---------------------------------------------------------------------------------------------
+# Nothing is made twice, nothing is lost
+
+def test_a_number_that_is_added_later_makes_no_row_twice(run, tmp_path, cheap):
+    place = fresh(run, tmp_path)
+    ask = SHORT | dict(tasks=["FP"])
+    first = evaluate.evaluate_protocol(place, "own", metrics=["fvd"], **ask)
+    seen = len(cheap)
+    both = evaluate.evaluate_protocol(place, "own", metrics=["psnr", "kvd"], **ask)
+    assert len(cheap) == seen                                   # KVD is of FVD's features
+    assert set(both["results"]["FP"]) == {"FVD*", "KVD*", "PSNR*"}
+    assert both["results"]["FP"]["FVD*"] == first["results"]["FP"]["FVD*"]
+
+
+def test_tasks_asked_for_later_are_added_to_the_json_unless_samples_differ(run, tmp_path, cheap):
+    place = fresh(run, tmp_path)
+    for tasks, known in ((["FP"], {"FP"}), (["CG"], {"FP", "CG"}), (["FP"], {"FP", "CG"})):
+        evaluate.evaluate_protocol(place, "own", tasks=tasks, **SHORT)
+        outcome = json.loads((place / "evaluation-own.json").read_text())
+        assert set(outcome["results"]) == known
+    outcome = evaluate.evaluate_protocol(place, "own", tasks=["FI"], seed=1, **SHORT)
+    assert set(outcome["results"]) == {"FI"}
+
+
+def test_reals_are_measured_once_for_all_runs_on_a_machine(run, tmp_path, cheap):
+    evaluate.evaluate_protocol(run, "own", tasks=["reconstruction"], **SHORT)
+    seen = len(cheap)
+    place = untrained(tmp_path / "other", load_run(run).data)
+    evaluate.evaluate_protocol(place, "own", tasks=["reconstruction"], **SHORT)
+    assert len(cheap) == seen + 4                               # four batches of fakes alone
+
+
+def test_features_of_the_reals_can_be_passed_on_and_are_checked(run, tmp_path, cheap, monkeypatch):
+    place, file = fresh(run, tmp_path), str(tmp_path / "real.npz")
+    whole = evaluate.evaluate_protocol(place, "own", save_features=file, **SHORT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another store"))
+    seen = len(cheap)
+    again = evaluate.evaluate_protocol(place, "own", real_features=file, **SHORT)
+    assert numbers_of(again) == numbers_of(whole) and len(cheap) == seen
+    for other, words in ((dict(seed=1), "seed 0'; wanted .*seed 1"), (dict(samples=8), "clips 16")):
+        with pytest.raises(ValueError, match=words):
+            evaluate.evaluate_protocol(place, "own", real_features=file, **SHORT | other)
+
+
+def test_saved_videos_are_the_samples_to_the_last_bit(run, tmp_path, cheap):
+    place, saved = fresh(run, tmp_path), tmp_path / "saved"
+    ask = SHORT | dict(tasks=["CG"], metrics=["fvd"])
+    plain = evaluate.evaluate_protocol(place, "own", **ask)
+    assert numbers_of(evaluate.evaluate_protocol(place, "own", save=str(saved), **ask)
+                      ) == numbers_of(plain)                    # made again, since none was there
+    files, seen = sorted(saved.glob("CG/*.mp4")), len(cheap)
+    assert [file.stem for file in files] == [f"{i:06}" for i in range(16)]
+    evaluate.evaluate_protocol(place, "own", save=str(saved), **ask)
+    assert len(cheap) == seen
+    videos = torch.from_numpy(np.stack([read_video(file) for file in files]))
+    video = videos.movedim(-1, 1).float() / 255
+    loaded = load_run(place)
+    job = open_job(place, "own", None, Request(**ask), "weights", Processes())
+    clips = real_clips(job.source, job.protocol, 16)
+    real, label = measure.jobs.load_clips(job.source, clips[:4], torch.device("cpu"))
+    sample, _ = measure.jobs.sample_videos(loaded, "CG", real, label, job.request.decoding, 0, 0)
+    assert all((as_bytes(ours) == as_bytes(theirs)).all() for ours, theirs in zip(sample, video))
+
+
+def test_folds_may_be_others_and_are_starred(run, folder, tmp_path, cheap):
+    outcome = evaluate.evaluate_protocol(fresh(run, tmp_path), "bair", DataConfig(str(folder)),
+                                         **SHORT | dict(folds=2, metrics=["fvd"]))
+    entry = outcome["results"]["FP"]["FVD*"]
+    assert (entry["folds"], entry["samples"]) == (2, 16)
+    assert "2 folds; wanted 4" in entry["not_as_wanted"]
+
+
+def test_table_4_on_ssv2_takes_cg_from_train_videos_and_the_rest_from_test(run, tmp_path,
+                                                                          monkeypatch, capsys):
+    asked = []
+
+    def one(run, name, data, *, tasks, **rest):
+        asked.append((name, Path(data.split).name, tasks))
+        return dict(results={task: {"FVD": dict(mean=float(len(asked)))} for task in tasks})
+
+    monkeypatch.setattr(evaluate, "evaluate_protocol", one)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", str(run), "--protocol", "ssv2-mt", "--data",
+                                      str(tmp_path), "--split", "validation.json", "--tasks",
+                                      "MT10", "--train-split", "train.json"])
+    evaluate.main()
+    assert asked == [("ssv2", "train.json", ["CG"]),
+                     ("ssv2-mt", "validation.json", [task for task in MT10 if task != "CG"])]
+    assert "1.9" in capsys.readouterr().out                     # (1 + 9 x 2) / 10
+
+
+def test_frames_equal_to_the_real_ones_are_counted_apart_and_the_json_stays_valid(
+        run, tmp_path, cheap, monkeypatch, capsys):
+    monkeypatch.setattr(measure.jobs, "sample_videos", lambda run, task, video, *rest: (video, {}))
+    place = fresh(run, tmp_path)
+    outcome = evaluate.evaluate_protocol(place, "own", **SHORT | dict(metrics=["psnr", "ssim"]))
+    assert outcome["results"]["FP"]["identical_frames"] == dict(count=16 * 16)
+    assert outcome["results"]["FP"]["PSNR*"]["mean"] is None
+    assert "256 frames are identical" in capsys.readouterr().out
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads((place / "evaluation-own.json").read_text(), parse_constant=refuse)
+
+
+def test_float32_is_what_samples_are_made_in_and_bfloat16_is_starred(run, tmp_path, cheap):
+    assert Request().precision == "float32"
+    assert not in_bfloat16("float32", torch.device("cpu"))
+    assert in_bfloat16("bf16", torch.device("cpu"))
+    outcome = evaluate.evaluate_protocol(fresh(run, tmp_path), "own", precision="bf16", **SHORT)
+    assert any("bfloat16" in reason
+               for reason in outcome["results"]["FP"]["FVD*"]["not_as_wanted"])
+
+
 # ---------------------------------------------------------------------------------------------
 # Names, speed
 
@@ -302,57 +441,6 @@ def test_speed_is_split_into_its_parts(run, capsys):
 
 
 # ---------------------------------------------------------------------------------------------
-# Two sets of videos
-
-@pytest.fixture
-def sets(tmp_path):
-    random = np.random.default_rng(0)
-    for name, shape in dict(a=(4, 9, 16, 16, 3), b=(4, 9, 16, 16, 3), c=(6, 9, 16, 16, 3),
-                            short=(4, 8, 16, 16, 3), small=(4, 9, 12, 16, 3)).items():
-        np.save(tmp_path / f"{name}.npy", random.integers(0, 256, shape, dtype=np.uint8))
-    return {path.stem: str(path) for path in tmp_path.glob("*.npy")}
-
-
-def test_two_arrays_and_two_folders_give_the_same_numbers(sets, tmp_path, cheap):
-    for name in "ab":
-        for i, video in enumerate(np.load(sets[name])):
-            write_video(tmp_path / name / f"{i}.npy", video)
-    for metric in ("fvd", "psnr", "ssim"):
-        arrays = compare(metric, [sets["a"], sets["b"]], batch=3)
-        folders = compare(metric, [str(tmp_path / "a"), str(tmp_path / "b")], batch=3)
-        assert arrays == folders
-    a, b = (torch.from_numpy(np.load(sets[name])).movedim(-1, 2) / 255 for name in "ab")
-    assert math.isclose(arrays["SSIM"]["mean"], ssim(a, b).mean(), rel_tol=1e-6)
-    same = compare("fvd", [sets["a"], sets["a"]])
-    assert abs(same["FVD*"]["mean"]) < 1e-9                     # starred: four videos
-
-
-@pytest.mark.parametrize("metric, chosen, folds, message", [
-    ("fvd", "ab short", 1, "of 3 sets; it takes two"),
-    ("is", "a b", 1, "it takes one"),
-    ("fvd", "short a", 1, "8 frames; I3D needs at least 9"),
-    ("fvd", "a small", 1, "wanted one length and size"),
-    ("psnr", "a c", 1, "4 and 6 videos"),
-    ("fvd", "a b", 3, "3 folds of fvd need a multiple of 3, at least 6"),
-    ("fvd", "a b", 4, "at least 8"),
-    ("fvd", "a nowhere", 1, "neither a folder of videos nor a .npy")])
-def test_sets_that_do_not_fit_are_refused_in_one_line(sets, cheap, metric, chosen, folds, message):
-    paths = [sets.get(name, name) for name in chosen.replace("ab", "a b").split()]
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        compare(metric, paths, folds=folds)
-    assert "\n" not in str(error.value)
-
-
-def test_an_empty_folder_and_a_wrong_array_are_refused(sets, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no video in .*empty"):
-        compare("fvd", [str(tmp_path / "empty"), sets["a"]])
-    np.save(tmp_path / "float.npy", np.zeros((2, 9, 16, 16, 3)))
-    with pytest.raises(ValueError, match="float64.*wanted uint8"):
-        compare("fvd", [str(tmp_path / "float.npy"), sets["a"]])
-
-
-# ---------------------------------------------------------------------------------------------
 # Refusals
 
 @pytest.mark.parametrize("options, message", [
@@ -375,21 +463,29 @@ def test_a_wrong_weight_file_is_refused(run, tmp_path):
 def test_stored_rows_come_back_in_order_and_once(tmp_path):
     calls = []
 
-    def compute(part, first):
+    def compute(part, first, missing):
         calls.append((list(part), first))
-        return dict(x=torch.tensor([[float(item)] for item in part]))
+        return {name: torch.tensor([[float(item)] for item in part]) for name in missing}
 
+    wanted = {"x": "x of weights 1"}
     for _ in range(2):
-        rows = rows_on_disk(tmp_path, list(range(7)), 3, compute, Processes(), "x")
+        rows = rows_on_disk(tmp_path, list(range(7)), 3, compute, Processes(), "x", wanted)
         assert rows["x"].flatten().tolist() == list(range(7))
     assert calls == [([0, 1, 2], 0), ([3, 4, 5], 3), ([6], 6)]
-    rows = rows_on_disk(tmp_path, list(range(8)), 3, compute, Processes(), "x")
+    rows = rows_on_disk(tmp_path, list(range(8)), 3, compute, Processes(), "x", wanted)
     assert rows["x"].shape == (8, 1)
     assert calls[3:] == [([6, 7], 6)]                           # the last batch has grown
+    wanted["y"] = "y"
+    rows_on_disk(tmp_path, list(range(8)), 3, compute, Processes(), "x", wanted)
+    assert len(calls) == 7                                      # one more metric, once a batch
+    rows_on_disk(tmp_path, list(range(8)), 3, compute, Processes(), "x", {"x": "x of weights 2"})
+    assert len(calls) == 10                                     # other weights are other rows
+    rows_on_disk(tmp_path, list(range(8)), 3, compute, Processes(), "x", {"y": "y"})
+    assert len(calls) == 10                                     # and nothing was lost
 
 
 @pytest.mark.parametrize("room", ["measure.metrics", "measure.protocols", "measure.numbers",
-                                  "measure.sets", "evaluate"])
+                                  "measure.jobs", "evaluate"])
 def test_every_room_shows_its_idea_when_run(room):
     done = subprocess.run([sys.executable, "-m", room], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) > 8, done.stderr

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from measure.features import measure_videos
-from measure.metrics import (best_of_trials, frechet_distance, fvd, fvd_infinity, gaussian,
+from measure.metrics import (best_of_trials, frechet_distance, fvd, fvd_infinity, gaussian, kvd,
                              inception_score, intercept, over_folds, psnr, ssim)
 from measure.numbers import score
 from measure.pretrained import I3D, randomize
@@ -95,6 +95,41 @@ def test_fvd_infinity_is_nearer_the_truth_than_fvd():
     assert abs(fvd_infinity(real, fake, smallest=100)) < 0.5 * fvd(real, fake)
 
 
+def test_kvd_is_the_mean_kernel_of_all_pairs_but_those_of_a_clip_with_itself():
+    real, fake = normal(7, 5), normal(4, 5, seed=1)
+
+    def kernel(a, b):
+        return (sum(x * y for x, y in zip(a.tolist(), b.tolist())) / 5 + 1) ** 3
+
+    def mean(a, b, same):
+        values = [kernel(x, y) for i, x in enumerate(a) for j, y in enumerate(b)
+                  if not (same and i == j)]
+        return sum(values) / len(values)
+
+    oracle = mean(real, real, True) + mean(fake, fake, True) - 2 * mean(real, fake, False)
+    assert math.isclose(kvd(real, fake), oracle, rel_tol=1e-9)
+    many = normal(3000, 5, seed=2)                              # more than are taken at a time
+    assert math.isclose(kvd(many, fake), kvd(many.flip(0), fake), rel_tol=1e-9)
+
+
+def test_kvd_has_no_bias_where_fvd_has():
+    values = torch.tensor([[score(normal(20, 4, seed=seed), normal(20, 4, seed=seed + 500))
+                            for seed in range(100)] for score in (kvd, fvd)])
+    mean, error = values.mean(1), values.std(1) / 10
+    assert abs(mean[0]) < 3 * error[0] and mean[1] > 10 * error[1]
+
+
+def test_psnr_is_of_the_frames_that_differ_and_the_others_are_counted():
+    real = pictures(2, 3, 2, 16, 16)
+    fake = real.clone()
+    fake[0, :, 1] = (real[0, :, 1] + 0.1).clamp(0, 1)
+    rows = measure_videos({}, ["psnr", "identical"], fake, real)
+    assert rows["identical"].tolist() == [1, 2] and rows["psnr"][1].isnan()
+    assert math.isclose(rows["psnr"][0], psnr(fake[0, :, 1], real[0, :, 1]), rel_tol=1e-6)
+    numbers = score(["psnr"], 1, {}, rows)
+    assert math.isclose(numbers["psnr"][0], rows["psnr"][0], rel_tol=1e-6)
+
+
 def test_folds_are_cut_in_order_and_their_deviation_is_of_the_population():
     mean, deviation = over_folds(lambda x: x.mean().item(), 2, torch.tensor([1.0, 1, 3, 3]))
     assert (mean, deviation) == (2, 1)
@@ -124,8 +159,9 @@ def test_features_that_cannot_be_scored_are_refused():
         gaussian(normal(1, 4))
     broken = normal(5, 4)
     broken[2, 1] = math.nan
-    with pytest.raises(ValueError, match="1 of 5 clips"):
-        gaussian(broken)
+    for number in (gaussian, inception_score, lambda rows: kvd(rows, rows)):
+        with pytest.raises(ValueError, match="1 of 5 clips"):
+            number(broken)
     with pytest.raises(ValueError, match="3 clips do not make 4 equal folds"):
         over_folds(inception_score, 4, normal(3, 4))
     with pytest.raises(ValueError, match="50 fake clips"):

@@ -93,12 +93,34 @@ def test_real_clips_visit_all_before_any_again_and_do_not_depend_on_the_count(fo
     assert real_clips(source, row, 60, seed=2) != clips
 
 
-def test_kinetics_is_made_at_128_and_measured_at_64():
+def tf1_oracle(picture, size):
+    """Output pixel (y, x) lies at (y, x) * in / out; what it reads, one pixel at a time."""
+    height, width = len(picture), len(picture[0])
+    result = np.zeros((size, size))
+    for y in range(size):
+        for x in range(size):
+            v, u = y * height / size, x * width / size
+            top, left = int(v), int(u)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            a, b = v - top, u - left
+            result[y, x] = ((1 - a) * ((1 - b) * picture[top, left] + b * picture[top, right])
+                            + a * ((1 - b) * picture[bottom, left] + b * picture[bottom, right]))
+    return result
+
+
+def test_kinetics_is_made_at_128_and_measured_at_64_by_every_second_pixel():
     video = torch.rand(1, 3, 2, 128, 128)
     small = to_measure(video, 64)
-    assert small.shape == (1, 3, 2, 64, 64)
-    assert torch.allclose(small, F.avg_pool3d(video, (1, 2, 2)), atol=1e-6)
+    assert torch.equal(small, video[..., ::2, ::2])
+    assert not torch.allclose(small, F.avg_pool3d(video, (1, 2, 2)), atol=0.1)
     assert to_measure(small, 64) is small
+
+
+def test_other_sizes_are_cropped_to_the_centre_and_resized_as_tf1_does():
+    video = torch.rand(1, 3, 1, 12, 20)
+    square = video[0, 0, 0, :, 4:16].double().numpy()
+    assert np.allclose(to_measure(video, 9)[0, 0, 0], tf1_oracle(square, 9), atol=1e-6)
+    assert torch.equal(to_measure(video, 12), video[..., 4:16])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -134,7 +156,8 @@ def test_as_the_paper_does_it_there_is_no_star(name):
     dict(samples=2048), dict(videos=20), dict(train=dict(resolution=32)),
     dict(train=dict(stride=2)), dict(train=dict(frames=24)), dict(train=dict(condition_frames=2)),
     dict(task="CG"), dict(decoding=dict(steps=24, schedule="exp", temperature=400.0)),
-    dict(data=dict(root="/train")), dict(task="reconstruction")])
+    dict(data=dict(root="/train")), dict(task="reconstruction"), dict(folds=1),
+    dict(bfloat16=True)])
 def test_any_departure_from_the_protocol_makes_a_star(change):
     reasons = as_in_the_paper("bair", **change)
     assert len(reasons) == 1, reasons
