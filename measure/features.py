@@ -33,7 +33,7 @@ from commit import MT10
 from data.clips import DataConfig, open_source
 from data.source import NO_LABEL, ClipSource, digest, to_float
 from decode import generate, gumbel_noise
-from measure.metrics import frames_of, psnr, ssim
+from measure.metrics import frames_of, mean_of_finite, psnr, ssim
 from measure.pretrained import (C3D, I3D, LPIPS, c3d_input, i3d_input, load_c3d, load_i3d,
                                 load_lpips, randomize)
 from measure.protocols import NO_BENCHMARK, PROTOCOLS, Clip
@@ -110,7 +110,7 @@ def measure_videos(judges: dict[str, nn.Module], wanted: list[str], video: Tenso
     if pairs and "psnr" in wanted:
         of_frames = torch.stack([psnr(*pair) for pair in pairs])
         rows["identical"] = of_frames.isinf().sum(1)
-        rows["psnr"] = torch.where(of_frames.isinf(), torch.nan, of_frames).nanmean(1)
+        rows["psnr"] = mean_of_finite(of_frames)
     return rows
 
 

@@ -8,7 +8,7 @@ Read    Request; open_job, which refuses what cannot be done; fake_rows.
 
 Not here: the scores (numbers.py) and what is written (evaluate.py).
 
-Run:    python -m measure.jobs       what each protocol would make, in numbers
+Run:    python -m measure.jobs       what each protocol makes, and how long that takes
 """
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from commit import TASKS
 from data.clips import DataConfig, write_lossless
 from data.source import ClipSource, digest
 from measure.features import (load_clips, measure_videos, open_judges, open_real, rows_of,
                               run_labels, sample_videos, stored_names)
+from measure.pretrained import I3D
 from measure.protocols import PROTOCOLS, Clip, Protocol, measured_size, to_measure
 from measure.report import measurable_tasks
 from measure.rows import (Rows, content_of, machine_cache, open_features, rows_on_disk,
                           save_features)
 from training.checkpoint import Run, load_run
+from training.plan import Count, empty_networks, made_up
+from training.presets import PRESETS, TrainConfig
 from training.processes import Processes, from_first
 
 
@@ -160,12 +165,35 @@ def checkpoint_stamps(run: Path) -> list:
             for name in ("tokenizer.pt", "transformer.pt") if (run / name).exists()]
 
 
+# ---------------------------------------------------------------------------------------------
+# How long
+
+PRESET_OF = {"bair-debiased": "bair-B", "ssv2-mt": "ssv2-B", "toy": "toy", "own": "toy"}
+
+
+def flop_of_sample(protocol: Protocol, config: TrainConfig) -> float:
+    """Of making a sample and judging it: condition in, all steps, video out, and I3D."""
+    tokenizer, model = (empty_networks(config, stage)[stage].to_empty(device="cpu")
+                        for stage in ("tokenizer", "transformer"))
+    zero = torch.zeros(1, dtype=torch.long)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with Count() as once:
+            tokens = tokenizer(made_up(config, 1)).tokens       # as much as the condition's tokens
+            I3D()(torch.rand(1, 3, config.frames, 224, 224))    # and the video of the sample's
+        with Count() as step:
+            model(tokens.flatten(1), zero, zero)
+    return once.flop + protocol.steps * step.flop
+
+
 def main() -> None:
-    print(f"{'protocol':14} {'samples':>9} {'steps of decoding':>18} {'numbers':24} tasks")
+    """Float32 on one H200, which gives 67 TFLOP/s; that 40 % of them are reached is assumed."""
+    print(f"{'protocol':14} {'samples':>9} {'TFLOP each':>11} {'hours a task':>13}  numbers")
     for name, protocol in PROTOCOLS.items():
         samples = protocol.samples * protocol.folds
-        print(f"{name:14} {samples:>9,} {samples * protocol.steps:>18,} "
-              f"{' '.join(protocol.metrics):24} {' '.join(protocol.tasks)}")
+        config = PRESETS[PRESET_OF.get(name, f"{name}-B" if f"{name}-B" in PRESETS else "web-H")]
+        flop = flop_of_sample(protocol, config)
+        print(f"{name:14} {samples:>9,} {flop / 1e12:>11.2f} "
+              f"{samples * flop / (0.4 * 67e12) / 3600:>13.1f}  {' '.join(protocol.metrics)}")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return -10 * torch.log10((a.double() - b.double()).square().mean(dim=(-3, -2, -1)))
 
 
+def mean_of_finite(values: Tensor) -> Tensor:
+    """Mean over the last axis of those values that are finite, NaN where none is: one picture
+    that is equal to the real one would make a mean of PSNRs infinite."""
+    return torch.where(values.isfinite(), values, torch.nan).nanmean(-1)
+
+
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of (..., 3, H, W) in [0, 1] -> (...), as the official code has it.
 

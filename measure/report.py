@@ -28,7 +28,7 @@ from data.clips import load_clip
 from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource, load_batch, to_float
 from decode import generate
-from measure.metrics import frames_of, psnr, ssim
+from measure.metrics import frames_of, mean_of_finite, psnr, ssim
 from pictures import draw_curves, write_grid
 from steps import autocast
 from training.checkpoint import Run, load_checkpoint, load_network, load_run
@@ -48,8 +48,8 @@ def evaluate_reconstruction(tokenizer: nn.Module, source: ClipSource, clips: int
         tokens = tokenizer.encode(video.to(device))
         used[tokens.unique().cpu()] = True
         pair = frames_of(tokenizer.decode(tokens).clamp(0, 1)).cpu(), frames_of(video)
-        values.append(torch.stack([psnr(*pair).mean(1), ssim(*pair).mean(1)]))
-    means = torch.cat(values, dim=1)[:, :clips].mean(1).tolist()
+        values.append(torch.stack([mean_of_finite(psnr(*pair)), ssim(*pair).mean(1)]))
+    means = mean_of_finite(torch.cat(values, dim=1)[:, :clips]).tolist()
     return dict(psnr=round(means[0], 3), ssim=round(means[1], 3), codes_used=int(used.sum()),
                 codes=len(used), codes_used_share=round(used.float().mean().item(), 3), clips=clips)
 
@@ -87,8 +87,8 @@ def evaluate_tasks(run: Run, source: ClipSource, tasks: list[str], clips: int) -
         error = (generated - video).square()
         given = valid.expand_as(error)
         regions = dict(psnr_given=given, psnr_generated=~given, psnr=torch.ones_like(given))
-        table[task] = {name: round(-10 * error[region].mean().log10().item(), 2) if region.any()
-                       else None for name, region in regions.items()}
+        table[task] = {name: round(-10 * error[region].mean().log10().item(), 2)
+                       if error[region].any() else None for name, region in regions.items()}
     return table
 
 
@@ -142,7 +142,8 @@ def report(folder: str | Path, clips: int = 64, samples: int = 256,
             metrics["class_conditional_generation"] = measure_classes(
                 run.tokenizer, run.transformer, samples, config.decoding, frames=config.frames)
         pictures = draw_run(run, source, tasks)
-    (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False)
+                                             + "\n")
     print_report(metrics)
     print(f"wrote {run.folder}/metrics.json, {', '.join(pictures)}")
     return metrics

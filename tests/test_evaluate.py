@@ -60,6 +60,7 @@ def run(tmp_path_factory):
 
 def untrained(path, data):
     torch.manual_seed(0)
+    path.mkdir(exist_ok=True)
     for stage in ("tokenizer", "transformer"):
         trainee = build(PRESETS["toy"], stage, num_classes=len(data.class_names))
         configs = dict(network=trainee.networks[stage].config, train=PRESETS["toy"], data=data)
@@ -287,8 +288,8 @@ def test_of_the_rooms_that_measure_only_the_report_knows_the_drawn_clips():
 
 @pytest.mark.parametrize("windows, starts", [(None, {2}), ("random", set(range(5)))])
 def test_own_takes_the_middle_of_each_video_or_random_clips(run, folder, windows, starts):
-    job = open_job(run, "own", DataConfig(str(folder)), Request(samples=40, windows=windows,
-                                                                metrics=["psnr"]), None, Processes())
+    job = open_job(run, "own", DataConfig(str(folder)),
+                   Request(samples=40, windows=windows, metrics=["psnr"]), None, Processes())
     assert {clip.start for clip in real_clips(job.source, job.protocol, 40)} == starts
     with pytest.raises(ValueError, match="only own has a choice"):
         open_job(run, "bair", DataConfig(str(folder)), Request(windows="random"), None, Processes())
@@ -494,4 +495,5 @@ def test_every_room_shows_its_idea_when_run(room):
 def test_a_new_task_changes_the_noise_of_no_other(monkeypatch):
     before = noise_of(0, "CFP", range(2), torch.device("cpu"))(torch.Size([2, 5]))
     monkeypatch.setattr("commit.TASKS", dict(NEW=TASKS["FP"], **TASKS))
-    assert torch.equal(before, noise_of(0, "CFP", range(2), torch.device("cpu"))(torch.Size([2, 5])))
+    after = noise_of(0, "CFP", range(2), torch.device("cpu"))(torch.Size([2, 5]))
+    assert torch.equal(before, after)
