@@ -159,6 +159,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", default="weights", help="folder of the judges")
+    parser.add_argument("--pin", dest="pins", nargs="+", default=(), help="sha256 of C3D's files, "
+                        "for which you vouch: IS loses its star")
     parser.add_argument("--random-weights", action="store_true", help="try without weight files")
     parser.add_argument("--infinity", action="store_true", help="also FVD at endless samples")
     parser.add_argument("--speed", action="store_true", help="frames per second")
@@ -181,7 +183,7 @@ def dispatch(options: argparse.Namespace) -> None:
         compare(options.what.split(","), options.sets, weights=weights, json_file=options.json,
                 folds=options.folds or 1, processes=start_evaluation(), **{name: getattr(
                     options, name) for name in ("frames", "stride", "size", "infinity", "batch",
-                                                "real_features", "save_features")})
+                                                "pins", "real_features", "save_features")})
     elif options.protocol:
         tasks = options.tasks and [task for name in options.tasks
                                    for task in TASK_SETS.get(name, [name])]
@@ -191,7 +193,7 @@ def dispatch(options: argparse.Namespace) -> None:
                                            layout=options.layout).resolved()
         request = dict(tasks=tasks, decoding=decoding, **{name: getattr(options, name) for name in (
             "metrics", "samples", "folds", "seed", "batch", "infinity", "precision", "windows",
-            "save", "real_features", "save_features")})
+            "save", "pins", "real_features", "save_features")})
         processes = start_evaluation()
         if options.train_split:
             if options.protocol != "ssv2-mt" or not data:

@@ -131,18 +131,40 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """TFRecord's checksum: CRC-32C, bit by bit, then turned and shifted.
+    """TFRecord's checksum, and a checkpoint's: CRC-32C, then turned and shifted.
 
     The turn is the format's own: where data contain checksums of data, a plain CRC of them is a
-    number that anything ends up with. Short data only: at 2 MB/s nobody would wait for frames.
+    number that anything ends up with. Long data are cut into pieces that go side by side: a
+    checksum is linear in its bits, so that of the whole follows from theirs.
     """
-    register = 0xFFFFFFFF
-    for byte in data:
-        register ^= byte
-        for _ in range(8):
-            register = register >> 1 ^ (register & 1) * 0x82F63B78             # Castagnoli
-    checksum = register ^ 0xFFFFFFFF
+    data = np.frombuffer(data, np.uint8)
+    lanes = min(2048, max(1, len(data) // 256))
+    width = -(-len(data) // lanes)
+    pieces = np.zeros(lanes * width, np.uint8)
+    pieces[lanes * width - len(data):] = data
+    registers = np.full(lanes, 0xFFFFFFFF if lanes == 1 else 0, np.uint32)
+    if lanes > 1:                                       # a register of ones, before zeros that
+        pieces[lanes * width - len(data):][:4] ^= 255   # change nothing, is the same as this
+    registers = _through(registers, pieces.reshape(lanes, width))
+    shifted = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    shifted = _through(shifted, np.zeros((32, width), np.uint8)) if lanes > 1 else shifted
+    checksum = 0
+    for register in registers.tolist():                 # so far, followed by one more piece
+        for bit in range(32):
+            register ^= (checksum >> bit & 1) * int(shifted[bit])
+        checksum = register
+    checksum ^= 0xFFFFFFFF
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) % 2 ** 32
+
+
+def _through(registers: np.ndarray, pieces: np.ndarray) -> np.ndarray:
+    """CRC registers (lanes,) after the bytes of their pieces (lanes, width)."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = table >> 1 ^ (table & 1) * np.uint32(0x82F63B78)                # Castagnoli
+    for column in pieces.T:
+        registers = table[(registers ^ column) & 255] ^ registers >> 8
+    return registers
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -34,8 +34,8 @@ from data.clips import DataConfig, open_source
 from data.source import NO_LABEL, ClipSource, digest, to_float
 from decode import generate, gumbel_noise
 from measure.metrics import frames_of, mean_of_finite, psnr, ssim
-from measure.pretrained import (C3D, I3D, LPIPS, c3d_input, i3d_input, load_c3d, load_i3d,
-                                load_lpips, randomize)
+from measure.networks import C3D, I3D, LPIPS, randomize
+from measure.pretrained import c3d_input, i3d_input, load_c3d, load_i3d, load_lpips
 from measure.protocols import NO_BENCHMARK, PROTOCOLS, Clip
 from steps import autocast
 from training.build import as_plain
@@ -69,17 +69,17 @@ def stored_names(rows: Iterable[str], judges: dict[str, nn.Module]) -> dict[str,
     return {row: f"{row}-{digest(judges[row].weights)}" if row in judges else row for row in rows}
 
 
-def open_judges(metrics: list[str], directory: str | Path | None, device: torch.device
-                ) -> dict[str, nn.Module]:
+def open_judges(metrics: list[str], directory: str | Path | None, device: torch.device,
+                pins: Sequence[str] = ()) -> dict[str, nn.Module]:
     """The networks that the metrics need. FileNotFoundError says which file to put where.
 
-    directory None: random weights, whose numbers mean nothing.
+    directory None: random weights, whose numbers mean nothing. pins: of load_weights.
     """
     judges = {}
     for metric in (row for row in rows_of(metrics) if row in JUDGES):
         network, load = JUDGES[metric]
         try:
-            judge = load(directory) if directory else randomize(network(), 0)
+            judge = load(directory, pins) if directory else randomize(network(), 0)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; or leave {METRICS[metric]} out (--metrics), or "
                                     "try the pipeline with --random-weights") from None

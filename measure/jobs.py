@@ -26,7 +26,7 @@ from data.clips import DataConfig, write_lossless
 from data.source import ClipSource, digest
 from measure.features import (load_clips, measure_videos, open_judges, open_real, rows_of,
                               run_labels, sample_videos, stored_names)
-from measure.pretrained import I3D
+from measure.networks import I3D
 from measure.protocols import PROTOCOLS, Clip, Protocol, measured_size, to_measure
 from measure.report import measurable_tasks
 from measure.rows import (Rows, content_of, machine_cache, open_features, rows_on_disk,
@@ -52,6 +52,7 @@ class Request:
     seed: int = 0
     infinity: bool = False              # FVD with endlessly many samples, too
     save: str | None = None             # a folder for the generated videos
+    pins: tuple[str, ...] = ()          # hashes of weight files for which you vouch
     real_features: str | None = None    # a file instead of the real videos' features
     save_features: str | None = None    # a file to write them to
 
@@ -86,7 +87,7 @@ def open_job(folder: Path, name: str, data: DataConfig | ClipSource | None, requ
     if count < least or count % folds:
         raise ValueError(f"{count} samples; the {folds} folds of {name} need a multiple "
                          f"of {folds}, at least {least}")
-    judges = open_judges(metrics, weights, processes.device)
+    judges = open_judges(metrics, weights, processes.device, request.pins)
     run = load_run(folder, processes.device)
     tasks = request.tasks or [protocol.tasks[0] if name != "own" else measurable_tasks(run)[0]]
     source = open_real(name, data, run)

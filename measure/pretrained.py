@@ -1,50 +1,39 @@
-"""The frozen networks that judge: I3D for FVD, C3D for the Inception Score, VGG16 for LPIPS.
+"""What a judge sees of a video, and whose numbers are in it: the files of weights, known by hash.
 
-Paper   Sec. 4 (evaluation metrics), App. B.3; LPIPS also serves as a training loss (App. B.2)
+Paper   Sec. 4 (evaluation metrics), App. B.3
 
 Shapes  FVD    video (B, 3, T, H, W) in [0, 1] -> i3d_input -> (B, 3, T, 224, 224) in [-1, 1]
-                     -> I3D -> (B, 400) logits of Kinetics-400
         IS     video (B, 3, 16, H, W) in [0, 1] -> c3d_input -> (B, 3, 16, 112, 112) in [0, 255]
-                     -> C3D -> (B, 101) logits of UCF-101
-        LPIPS  two videos (..., 3, H, W) in [0, 1] -> LPIPS -> (...), one distance per frame
+        files  a folder -> load_i3d, load_c3d, load_lpips -> a network that names its source
 
-Read    the two ways to resize, I3D, C3D, VGG16Features, LPIPS; then WEIGHTS (which files, from
-        where, known by which hash), load_weights, load_i3d and its siblings, randomize.
+Read    the two ways to resize; WEIGHTS (which files, from where, known by which hash);
+        load_weights, load_i3d and its siblings; black_and_white, which tests the chain.
 
 FVD of the same two sets was 131 with the right I3D file and 219 with its ImageNet sibling. So
 files are known by hash, nothing is downloaded, and a network's `.weights` names its source.
 
-Not here: Frechet distance, Inception Score, PSNR, SSIM and the protocols (evaluate.py).
+Not here: the networks (networks.py), DeepMind's layout (deepmind.py), what is computed of
+        features (metrics.py).
 
-Run:    python -m measure.pretrained [DIR]      which files are there, and the networks' sizes
+Run:    python -m measure.pretrained [DIR]      which files are there, and whether FVD comes out
 """
 from __future__ import annotations
 
 import hashlib
 import io
+import json
+import struct
 import sys
-from collections import OrderedDict
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange, reduce
-from einops.layers.torch import Rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from measure.metrics import refuse_range
-
-
-class Frozen(nn.Module):
-    """A network that is never trained; gradients still pass through it to its inputs."""
-
-    weights: str = "unknown"        # where the numbers come from; set by load_* and randomize
-
-    def train(self, mode: bool = True) -> Frozen:
-        return super().train(False)         # also when a model that contains it is told to train
+from measure import deepmind
+from measure.metrics import fvd, refuse_range
+from measure.networks import C3D, I3D, LPIPS, Frozen
 
 
 # ---------------------------------------------------------------------------------------------
@@ -94,200 +83,28 @@ def _checked(video: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------
-# Two classifiers of videos: I3D for FVD, C3D for the Inception Score
-
-def same_pad(x: Tensor, kernel: tuple, stride: tuple, value: float = 0.0) -> Tensor:
-    """Pad (B, C, T, H, W) as TensorFlow's SAME does: the size decides, the end gets the odd one."""
-    pads = []
-    for n, k, s in zip(x.shape[2:], kernel, stride):
-        total = max((-(-n // s) - 1) * s + k - n, 0)            # -(-n // s) is ceil(n / s)
-        pads = [total // 2, total - total // 2, *pads]          # F.pad wants the last axis first
-    return F.pad(x, pads, value=value)
-
-
-class Unit3d(nn.Module):
-    """Convolution, batch normalization, ReLU."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1):
-        super().__init__()
-        same = kernel // 2 if stride == 1 else 0           # else the size decides, see same_pad
-        self.conv3d = nn.Conv3d(channels_in, channels_out, kernel, stride, same, bias=False)
-        self.bn = nn.BatchNorm3d(channels_out, eps=1e-3)        # not PyTorch's 1e-5
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.conv3d.stride != (1, 1, 1):
-            x = same_pad(x, self.conv3d.kernel_size, self.conv3d.stride)
-        return F.relu(self.bn(self.conv3d(x)), inplace=True)
-
-
-class MaxPoolSame(nn.MaxPool3d):
-    """Max pooling that never picks its padding."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(same_pad(x, self.kernel_size, self.stride, float("-inf")))
-
-
-class Mixed(nn.Module):
-    """Inception module: four branches side by side, with b0 + b1[1] + b2[1] + b3 channels."""
-
-    def __init__(self, channels_in: int, b0: int, b1: tuple, b2: tuple, b3: int):
-        super().__init__()
-        self.b0 = Unit3d(channels_in, b0)
-        self.b1a, self.b1b = Unit3d(channels_in, b1[0]), Unit3d(*b1, kernel=3)
-        self.b2a, self.b2b = Unit3d(channels_in, b2[0]), Unit3d(*b2, kernel=3)
-        self.b3a, self.b3b = nn.MaxPool3d(3, stride=1, padding=1), Unit3d(channels_in, b3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)),
-                          self.b3b(self.b3a(x))], dim=1)
-
-
-class I3D(Frozen, nn.Sequential):
-    """Inception-v1 with 3D kernels (Carreira & Zisserman 2017), as TF-Hub's i3d-kinetics-400.
-
-    Named as in pytorch-i3d, so that `i3d_pretrained_400.pt` fits. The features of FVD are these
-    logits, averaged over the remaining time steps: no softmax, not the 1024 pooled features. A
-    clip of 16 frames costs 56 GFLOP; (C, T, H, W) at the right are for 16 frames.
-    """
-
-    def __init__(self, num_classes: int = 400):
-        super().__init__(OrderedDict(
-            Conv3d_1a_7x7=Unit3d(3, 64, kernel=7, stride=2),              # (64, 8, 112, 112)
-            MaxPool3d_2a_3x3=MaxPoolSame((1, 3, 3), (1, 2, 2)),           # (64, 8, 56, 56)
-            Conv3d_2b_1x1=Unit3d(64, 64),
-            Conv3d_2c_3x3=Unit3d(64, 192, kernel=3),                      # (192, 8, 56, 56)
-            MaxPool3d_3a_3x3=MaxPoolSame((1, 3, 3), (1, 2, 2)),           # (192, 8, 28, 28)
-            Mixed_3b=Mixed(192, 64, (96, 128), (16, 32), 32),             # (256, 8, 28, 28)
-            Mixed_3c=Mixed(256, 128, (128, 192), (32, 96), 64),           # (480, 8, 28, 28)
-            MaxPool3d_4a_3x3=MaxPoolSame((3, 3, 3), (2, 2, 2)),           # (480, 4, 14, 14)
-            Mixed_4b=Mixed(480, 192, (96, 208), (16, 48), 64),            # (512, 4, 14, 14)
-            Mixed_4c=Mixed(512, 160, (112, 224), (24, 64), 64),
-            Mixed_4d=Mixed(512, 128, (128, 256), (24, 64), 64),
-            Mixed_4e=Mixed(512, 112, (144, 288), (32, 64), 64),           # (528, 4, 14, 14)
-            Mixed_4f=Mixed(528, 256, (160, 320), (32, 128), 128),         # (832, 4, 14, 14)
-            MaxPool3d_5a_2x2=MaxPoolSame((2, 2, 2), (2, 2, 2)),           # (832, 2, 7, 7)
-            Mixed_5b=Mixed(832, 256, (160, 320), (32, 128), 128),
-            Mixed_5c=Mixed(832, 384, (192, 384), (48, 128), 128),         # (1024, 2, 7, 7)
-            average=nn.AvgPool3d((2, 7, 7), stride=1),                    # (1024, 1, 1, 1), no pad
-            logits=nn.Sequential(OrderedDict(conv3d=nn.Conv3d(1024, num_classes, 1)))))
-        self.eval().requires_grad_(False)
-
-    def forward(self, video: Tensor) -> Tensor:
-        """video (B, 3, T, 224, 224) in [-1, 1], T >= 9 -> logits (B, num_classes)."""
-        if video.shape[1:2] + video.shape[3:] != (3, 224, 224) or video.shape[2] < 9:
-            raise ValueError(f"I3D got {tuple(video.shape)}; wanted (B, 3, T, 224, 224), see "
-                             "i3d_input, with T >= 9: its last pool spans two time steps")
-        if video.device.type == "cpu":                                       # 1.5 times as fast
-            video = video.contiguous(memory_format=torch.channels_last_3d)
-        return reduce(super().forward(video), "b k t 1 1 -> b k", "mean")
-
-
-class C3D(Frozen, nn.Sequential):
-    """Tran et al. 2015; trained on Sports-1M, then UCF-101, and only for UCF-101's classes."""
-
-    def __init__(self, num_classes: int = 101):
-        conv = partial(nn.Conv3d, kernel_size=3, padding=1)
-        super().__init__(OrderedDict(
-            conv1a=conv(3, 64), relu1a=nn.ReLU(), pool1=nn.MaxPool3d((1, 2, 2)),  # (16, 56, 56)
-            conv2a=conv(64, 128), relu2a=nn.ReLU(), pool2=nn.MaxPool3d(2),        # (8, 28, 28)
-            conv3a=conv(128, 256), relu3a=nn.ReLU(),
-            conv3b=conv(256, 256), relu3b=nn.ReLU(), pool3=nn.MaxPool3d(2),       # (4, 14, 14)
-            conv4a=conv(256, 512), relu4a=nn.ReLU(),
-            conv4b=conv(512, 512), relu4b=nn.ReLU(), pool4=nn.MaxPool3d(2),       # (2, 7, 7)
-            conv5a=conv(512, 512), relu5a=nn.ReLU(),
-            conv5b=conv(512, 512), relu5b=nn.ReLU(),
-            pool5=nn.MaxPool3d(2, ceil_mode=True),      # (1, 4, 4): the odd row and column count
-            flatten=Rearrange("b c t h w -> b (c t h w)"),
-            fc6=nn.Linear(512 * 4 * 4, 4096), relu6=nn.ReLU(),
-            fc7=nn.Linear(4096, 4096), relu7=nn.ReLU(), fc8=nn.Linear(4096, num_classes)))
-        # A mean for each pixel of the clip, BGR in 0..255: mid grey until the real one is loaded.
-        self.register_buffer("mean", torch.full((3, 16, 112, 112), 128.0))
-        self.eval().requires_grad_(False)
-
-    def forward(self, video: Tensor) -> Tensor:
-        """video from c3d_input, BGR (B, 3, 16, 112, 112) in [0, 255] -> logits (B, num_classes)."""
-        if video.shape[1:] != self.mean.shape:
-            raise ValueError(f"C3D got {[*video.shape]}; wanted (B, 3, 16, 112, 112) of c3d_input")
-        return super().forward(video - self.mean)
-
-
-# ---------------------------------------------------------------------------------------------
-# LPIPS v0.1 (Zhang et al. 2018) on VGG16 (Simonyan & Zisserman 2015)
-
-class VGG16Features(Frozen):
-    """The 13 convolutions of VGG16, numbered and named as torchvision's `features`."""
-
-    def __init__(self):
-        super().__init__()
-        layers, channels = [], 3
-        for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
-            layers += ([nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else
-                       [nn.MaxPool2d(2)])                       # 0 is a pool
-            channels = width or channels
-        self.features = nn.Sequential(*layers)
-        self.eval().requires_grad_(False)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalized images (B, 3, H, W) -> what enters each pool: relu1_2, 2_2, 3_3, 4_3, 5_3."""
-        stages = []
-        for layer in self.features:
-            if isinstance(layer, nn.MaxPool2d):
-                stages.append(x)
-            x = layer(x)
-        return [*stages, x]
-
-
-class LPIPS(Frozen):
-    """Distance of two images in the eyes of VGG16, weighted by channel to agree with people.
-
-    At five depths: features divided by their length at each pixel, squared difference, weighted
-    sum over channels, mean over pixels. Then the sum over the depths.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.vgg = VGG16Features()
-        # One weight per channel; all ones is the authors' uncalibrated baseline.
-        self.heads = nn.ParameterList(torch.ones(c) for c in (64, 128, 256, 512, 512))
-        # ImageNet's mean and deviation, restated for [-1, 1] and rounded by the authors.
-        for name, rgb in (("shift", (-0.030, -0.088, -0.188)), ("scale", (0.458, 0.448, 0.450))):
-            self.register_buffer(name, torch.tensor(rgb).view(3, 1, 1), persistent=False)
-        self.eval().requires_grad_(False)
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Two (..., 3, H, W) in [0, 1], or nearly so in training; H, W >= 16 -> distances (...)."""
-        if a.shape != b.shape or a.ndim < 3 or a.shape[-3] != 3 or min(a.shape[-2:]) < 16:
-            raise ValueError(f"LPIPS got {tuple(a.shape)} and {tuple(b.shape)}; wanted two equal "
-                             "shapes (..., 3, H, W) with H and W of at least 16")
-        distance = 0
-        for x, y, head in zip(self._features(a), self._features(b), self.heads):
-            difference = (x - y).square() * head[:, None, None]                  # (frames, C, h, w)
-            distance = distance + difference.sum(1).mean((1, 2))
-        return distance.view(a.shape[:-3])
-
-    def _features(self, video: Tensor) -> list[Tensor]:
-        frames = 2 * rearrange(video, "... c h w -> (...) c h w") - 1
-        # A pixel without any feature stays zero, in value and in gradient.
-        return [F.normalize(x, dim=1, eps=1e-10)
-                for x in self.vgg((frames - self.shift) / self.scale)]
-
-
-# ---------------------------------------------------------------------------------------------
 # Files: what they are, and whether they are what they claim to be
 
 class WeightFile(NamedTuple):
     serves: str            # what for
     origin: str            # where to fetch it by hand; the program never does
-    kind: str              # of hash: "sha256", or "git blob" as `git hash-object FILE` prints it
-    hash: str | None       # None where nobody published one: such a file stays "unverified"
+    kind: str              # of hash: "sha256", "git blob" as `git hash-object FILE` prints it, or
+    #                        "tensors": git's, of the tensors in DeepMind's layout
+    hash: str | None       # its first digits, or all; None where nobody published one
 
 
 GITHUB = "https://github.com"
+I3D_TENSORS = "fa7df95674"         # of DeepMind's data file, which TF-Hub's module has inside, too
 WEIGHTS = {
-    "i3d_pretrained_400.pt": WeightFile("FVD: I3D trained on Kinetics-400 alone",
+    deepmind.DATA: WeightFile("FVD: I3D trained on Kinetics-400 alone, DeepMind's own file",
+        f"{GITHUB}/google-deepmind/kinetics-i3d/raw/master/data/checkpoints/rgb_scratch/"
+        f"{deepmind.DATA}", "git blob", I3D_TENSORS),
+    "i3d_pretrained_400.pt": WeightFile("FVD: the same for PyTorch, or any copy of its tensors",
         f"{GITHUB}/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt "
         f"(or {GITHUB}/npurson/fid-metrics/releases/tag/v1.0)",
         "git blob", "a867b87ac3a9097d200598b1d48a1b890d8ec744"),
+    "i3d_pretrained_400.safetensors": WeightFile("FVD: a copy that somebody made of its tensors",
+        "nowhere: made from either of the two", "tensors", I3D_TENSORS),
     "conv3d_deepnetA_ucf.npz": WeightFile("IS: C3D finetuned on UCF-101",
         f"{GITHUB}/rezoo/tgan2/releases/download/v1.0/conv3d_deepnetA_ucf.npz", "sha256", None),
     "mean2.npz": WeightFile("IS: C3D's mean cube",
@@ -298,15 +115,26 @@ WEIGHTS = {
     "lpips_vgg.pth": WeightFile("LPIPS: channel weights, v0.1",
         f"{GITHUB}/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
         "git blob", "47e943cfacabf7040b4af8cf4084ab91177f1b88")}
-LOOKALIKES = {             # by hash, files that have been taken for the right one
+I3D_FILES = tuple(WEIGHTS)[:3]                          # in the order in which they are looked for
+LOOKALIKES = {             # by git's hash, files that have been taken for the right one
     "73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a":
-        "pytorch-i3d's rgb_imagenet.pt, trained on ImageNet first, which gives another FVD"}
+        "pytorch-i3d's rgb_imagenet.pt, trained on ImageNet first, which gives another FVD",
+    "2a7c22e23e6c74f50a0166ce61110bccd2ab48bb":
+        "hassony2's model_rgb.pth, trained on ImageNet first, which gives another FVD",
+    "93daef59c7ae0e9e8f76225521407e60cbafa6aa":
+        "StyleGAN-V's i3d_torchscript.pt, a program and no file of tensors"}
 
 
-def load_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
+def git_blob(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def load_weights(path: str | Path, pins: Sequence[str] = ()) -> tuple[dict[str, Tensor], str]:
     """A file named in WEIGHTS -> (tensors by name, label "name, hash, verified | unverified").
 
-    FileNotFoundError says where to get a missing file; ValueError refuses a wrong one.
+    pins: hashes for which the caller vouches, of files whose hash nobody has published; given
+    any, such a file must have one of them. FileNotFoundError says where to get a missing file;
+    ValueError refuses a wrong one.
     """
     path = Path(path)
     if path.name not in WEIGHTS:
@@ -315,84 +143,147 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing ({serves}): save {origin} under this name")
     data = path.read_bytes()
-    found = (hashlib.sha1(b"blob %d\0" % len(data) + data) if kind == "git blob" else
-             hashlib.sha256(data)).hexdigest()
-    if wanted not in (None, found):
-        what = LOOKALIKES.get(found, f"{len(data):,} bytes with {kind} {found}")
-        raise ValueError(f"{path} is {what}; wanted {kind} {wanted}: fetch {origin}")
+    found = hashlib.sha256(data).hexdigest() if kind == "sha256" else git_blob(data)
+    if wanted is None:
+        if pins and found not in pins:
+            raise ValueError(f"{path} has {kind} {found}; pinned were {' '.join(pins)}")
+        verdict = f"{kind} {found[:12]}, {'verified by your pin' if pins else 'unverified'}"
+    elif kind != "tensors" and found.startswith(wanted):
+        verdict = f"{kind} {found[:12]}, verified"
+    else:
+        refusal = why_not(path, data, found)
+        if refusal:
+            raise ValueError(f"{path} is {refusal}; wanted {kind} {wanted}: fetch {origin}")
+        verdict = f"tensors of git blob {I3D_TENSORS}, verified"
+    return tensors_of(path, data), f"{path.name}, {verdict}"
+
+
+def why_not(path: Path, data: bytes, found: str) -> str:
+    """What a file of another hash is; "" for one that has I3D's known tensors all the same."""
+    if found in LOOKALIKES:
+        return LOOKALIKES[found]
+    size = f"{len(data):,} bytes with hash {found}"
+    if path.name not in I3D_FILES:
+        return size
+    if path.name == deepmind.DATA:
+        return deepmind.what_is_wrong(data, path.with_name(deepmind.INDEX))
     try:
+        tensors = git_blob(deepmind.raw_bytes(tensors_of(path, data)))
+    except (KeyError, ValueError) as error:
+        return f"{size}, no copy of I3D's tensors ({error})"
+    return "" if tensors.startswith(I3D_TENSORS) else f"{size}, of I3D's shape with other numbers"
+
+
+def tensors_of(path: Path, data: bytes) -> dict[str, Tensor]:
+    """What a file holds, by its suffix. ValueError where that is nothing that can be read."""
+    try:
+        if path.name == deepmind.DATA:
+            return deepmind.read_raw(data)
         if path.suffix == ".npz":
-            state = {name: torch.from_numpy(a) for name, a in np.load(io.BytesIO(data)).items()}
-        else:
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return {name: torch.from_numpy(array)
+                    for name, array in np.load(io.BytesIO(data)).items()}
+        if path.suffix == ".safetensors":
+            return read_safetensors(data)
+        # A plain dict has no version note, so PyTorch forgives a missing num_batches_tracked.
+        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except Exception as error:
+        origin = WEIGHTS[path.name].origin
         raise ValueError(f"{path} is damaged ({type(error).__name__}): fetch {origin}") from error
-    # A plain dict has no version note, so PyTorch forgives a missing num_batches_tracked.
-    return dict(state), f"{path.name}, {kind} {found[:12]}, {'' if wanted else 'un'}verified"
 
 
-def _filled(network: Frozen, state: dict[str, Tensor], label: str) -> Frozen:
+def read_safetensors(data: bytes) -> dict[str, Tensor]:
+    """The length of a header, the header (JSON: name -> type, shape, first byte, last), bytes."""
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    state = {}
+    for name, entry in json.loads(data[8:start]).items():
+        if name == "__metadata__" or entry["dtype"] != "F32":        # counters are I64
+            continue
+        first, last = (start + offset for offset in entry["data_offsets"])
+        array = np.frombuffer(data[first:last], "<f4").reshape(entry["shape"])
+        state[name] = torch.from_numpy(array.copy())
+    return state
+
+
+def filled(network: Frozen, state: dict[str, Tensor], label: str) -> Frozen:
+    """The network with the tensors of state that it knows; what is in the file beside is ignored,
+    as by Chainer. ValueError where one is missing or of another shape."""
+    known = network.state_dict()
     try:
-        network.load_state_dict(state)
+        network.load_state_dict({name: tensor for name, tensor in state.items() if name in known})
     except RuntimeError as error:
         raise ValueError(f"{label}: {' '.join(str(error).split())[:200]}") from error
     network.weights = label
     return network
 
 
-def load_i3d(directory: str | Path = "weights") -> I3D:
-    return _filled(I3D(), *load_weights(Path(directory, "i3d_pretrained_400.pt")))
+def load_i3d(directory: str | Path = "weights", pins: Sequence[str] = ()) -> I3D:
+    """From the first of I3D_FILES that is there."""
+    there = [name for name in I3D_FILES if Path(directory, name).is_file()]
+    if not there:
+        others = [f"{path.name} there is {LOOKALIKES[hashed]}" for path in
+                  sorted(Path(directory).glob("*.pt*")) if path.is_file()
+                  and (hashed := git_blob(path.read_bytes())) in LOOKALIKES]
+        try:
+            load_weights(Path(directory, I3D_FILES[0]))
+        except FileNotFoundError as error:
+            raise FileNotFoundError("; ".join([f"{error}, or {I3D_FILES[1]}", *others])) from None
+    state, label = load_weights(Path(directory, there[0]), pins)
+    network = I3D()
+    ones = {name: tensor for name, tensor in network.state_dict().items()
+            if name.endswith("bn.weight")}                                    # DeepMind's has none
+    return filled(network, ones | state, label)
 
 
-def load_c3d(directory: str | Path = "weights") -> C3D:
+def load_c3d(directory: str | Path = "weights", pins: Sequence[str] = ()) -> C3D:
     """C3D with its mean cube, cropped as by tgan2 where that is larger; what misfits is refused."""
-    arrays, label = load_weights(Path(directory, "conv3d_deepnetA_ucf.npz"))
-    mean, mean_label = load_weights(Path(directory, "mean2.npz"))
+    arrays, label = load_weights(Path(directory, "conv3d_deepnetA_ucf.npz"), pins)
+    mean, mean_label = load_weights(Path(directory, "mean2.npz"), pins)
     state = {name.replace("/W", ".weight").replace("/b", ".bias"): array     # Chainer's names
              for name, array in arrays.items()}
     state |= {name: cube if cube.shape[-2:] == (112, 112) else cube[..., 8:120, 8:120]
               for name, cube in mean.items() if cube.ndim > 1}
-    return _filled(C3D(), state, f"{label}; {mean_label}")
+    return filled(C3D(), state, f"{label}; {mean_label}")
 
 
-def load_lpips(directory: str | Path = "weights") -> LPIPS:
+def load_lpips(directory: str | Path = "weights", pins: Sequence[str] = ()) -> LPIPS:
     trunk, trunk_label = load_weights(Path(directory, "vgg16-397923af.pth"))
     heads, heads_label = load_weights(Path(directory, "lpips_vgg.pth"))
-    state = {f"vgg.{name}": tensor for name, tensor in trunk.items()
-             if name.startswith("features.")}                    # without the classifier
+    state = {f"vgg.{name}": tensor for name, tensor in trunk.items()}        # and its classifier
     state |= {f"heads.{i}": heads[f"lin{i}.model.1.weight"].flatten() for i in range(5)}
-    return _filled(LPIPS(), state, f"{trunk_label}; {heads_label}")
+    return filled(LPIPS(), state, f"{trunk_label}; {heads_label}")
 
 
-def randomize(network: Frozen, seed: int) -> Frozen:
-    """Random numbers to try a pipeline without files (He et al. 2015); scores mean nothing."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in network.named_parameters():
-        if parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
-    network.weights = f"random (seed {seed})"
-    return network
+# ---------------------------------------------------------------------------------------------
+# Whether the chain is right
+
+def black_and_white(network: I3D) -> float:
+    """FVD of 16 black videos against 16 white ones, of 15 frames of 64x64: about 131.
+
+    The example that comes with Google's FVD code. Equal videos have no covariance, so what is
+    left is the distance of two features: wrong weights give another one (219 with rgb_imagenet).
+    """
+    video = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1, 1).expand(2, 3, 15, 64, 64)
+    with torch.no_grad():
+        black, white = network(i3d_input(video)).double()
+    return fvd(black.expand(16, -1), white.expand(16, -1))
 
 
 def main() -> None:
+    directory = Path(sys.argv[1] if len(sys.argv) > 1 else "weights")
     for name, file in WEIGHTS.items():
-        path = Path(sys.argv[1] if len(sys.argv) > 1 else "weights", name)
         try:
-            found = load_weights(path)[1]
+            found = load_weights(directory / name)[1]
         except FileNotFoundError:
             found = "not found"
         except ValueError as error:
             found = f"REFUSED: {error}"
-        print(f"{path}\n    for    {file.serves}\n    from   {file.origin}\n"
+        print(f"{directory / name}\n    for    {file.serves}\n    from   {file.origin}\n"
               f"    hash   {file.kind} {file.hash or 'not published'}\n    here   {found}")
-    with torch.device("meta"):
-        networks = I3D(), C3D(), LPIPS()
-    for network in networks:        # counted as TensorFlow does: gammas, all ones, do not exist
-        numbers = sum(tensor.numel() for key, tensor in network.state_dict().items()
-                      if not key.endswith(("bn.weight", "num_batches_tracked")))
-        print(f"{type(network).__name__:6} {numbers:>11,} numbers")
+    print("\nFVD of 16 black videos and 16 white ones, which Google's code prints as about 131:")
+    try:
+        print(f"    {black_and_white(load_i3d(directory)):.1f}")
+    except (FileNotFoundError, ValueError) as error:
+        print(f"    not computed: {error}")
 
 
 if __name__ == "__main__":

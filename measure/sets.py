@@ -65,15 +65,17 @@ class Work(NamedTuple):
 def compare(metrics: list[str], paths: list[str], *, frames: int | None = None, stride: int = 1,
             size: int | None = None, weights: str | Path | None = "weights",
             infinity: bool = False, folds: int = 1, batch: int = 16,
-            processes: Processes = Processes(), real_features: str | None = None,
-            save_features: str | None = None, json_file: str | None = None) -> dict | None:
+            pins: tuple[str, ...] = (), processes: Processes = Processes(),
+            real_features: str | None = None, save_features: str | None = None,
+            json_file: str | None = None) -> dict | None:
     """Numbers of two sets of videos, real and fake; IS, and all with real_features, of one.
 
     frames, stride, size: of each video the first `frames` frames, every stride-th, the short side
     resized to `size`, the central square. Frames and size have to be said where videos differ in
     them. psnr, ssim and lpips compare videos of one name; of arrays, of one number.
-    real_features: a file in the place of the real set; save_features: one to be written;
-    json_file: for the numbers. Returns these; None in processes other than the first.
+    pins: of pretrained.load_weights. real_features: a file in the place of the real set;
+    save_features: one to be written; json_file: for the numbers. Returns these; None in
+    processes other than the first.
     """
     paired = [name for name in metrics if name in PAIRED]
     of_sets = [name for name in metrics if name not in PAIRED]
@@ -81,7 +83,8 @@ def compare(metrics: list[str], paths: list[str], *, frames: int | None = None, 
     sets, facts = open_sets(paths, frames, stride, size, processes)
     pairs = pairs_of(*sets) if paired else []
     check_counts(sets, pairs, of_sets, folds, facts["frames"])
-    work = Work(open_judges(metrics, weights, processes.device), facts, batch, processes)
+    judges = open_judges(metrics, weights, processes.device, pins)
+    work = Work(judges, facts, batch, processes)
     numbers, counts, identical = {}, [len(videos.names) for videos in sets], 0
     if of_sets:
         fake = set_rows(work, sets[-1], rows_of(of_sets))

@@ -12,7 +12,7 @@ from einops import rearrange
 from official import below, count
 from torch import Tensor
 
-from measure.pretrained import same_pad
+from measure.networks import same_pad
 
 
 def perceptual_loss(arrays: dict, real: Tensor, fake: Tensor, on_logits: bool) -> Tensor:

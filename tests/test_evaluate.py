@@ -447,7 +447,7 @@ def test_speed_is_split_into_its_parts(run, capsys):
 @pytest.mark.parametrize("options, message", [
     (dict(samples=2), "2 samples; the 4 folds of bair need a multiple of 4, at least 8"),
     (dict(samples=10), "10 samples"),
-    (dict(samples=8), "i3d_pretrained_400.pt is missing .*save https.*--random-weights"),
+    (dict(samples=8), "model.ckpt.data.* is missing .*save https.*--random-weights"),
     (dict(samples=8, metrics=["psnr"]), "needs --data, the folder of its test videos")])
 def test_an_evaluation_that_cannot_be_done_is_refused_before_it_starts(run, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:

@@ -9,7 +9,7 @@ from measure.features import measure_videos
 from measure.metrics import (best_of_trials, frechet_distance, fvd, fvd_infinity, gaussian, kvd,
                              inception_score, intercept, over_folds, psnr, ssim)
 from measure.numbers import score
-from measure.pretrained import I3D, randomize
+from measure.networks import I3D, randomize
 
 
 def normal(*shape, seed=0):

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from measure import pretrained
-from measure.pretrained import C3D, I3D, LPIPS, WeightFile, randomize
+from measure import deepmind, networks, pretrained
+from measure.networks import C3D, I3D, LPIPS, randomize
+from measure.pretrained import WeightFile
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -127,30 +128,30 @@ def fill_unit(unit, golden, prefix):
 
 @torch.no_grad()
 def test_the_stem_and_its_pool_compute_what_the_official_ones_do(golden):
-    stem = pretrained.Unit3d(3, 4, kernel=7, stride=2)
+    stem = networks.Unit3d(3, 4, kernel=7, stride=2)
     fill_unit(stem, golden, "i3d_stem/params")
     y = stem(channels_first(golden["i3d_stem/x"]))
     torch.testing.assert_close(y, channels_first(golden["i3d_stem/y"]), rtol=0, atol=2e-5)
-    pooled = pretrained.MaxPoolSame((1, 3, 3), (1, 2, 2))(y)
+    pooled = networks.MaxPoolSame((1, 3, 3), (1, 2, 2))(y)
     torch.testing.assert_close(pooled, channels_first(golden["i3d_stem/maxpool133_s122"]),
                                rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", [3, 2])
 def test_max_pools_pad_as_the_official_ones_do(golden, size):
-    pool = pretrained.MaxPoolSame((size,) * 3, (2, 2, 2))
+    pool = networks.MaxPoolSame((size,) * 3, (2, 2, 2))
     wanted = channels_first(golden[f"pool/max{size}{size}{size}_s222"])
     torch.testing.assert_close(pool(channels_first(golden["pool/x"])), wanted, rtol=0, atol=0)
 
 
 def test_max_pools_never_pick_their_padding():
-    pool = pretrained.MaxPoolSame((3, 3, 3), (2, 2, 2))
+    pool = networks.MaxPoolSame((3, 3, 3), (2, 2, 2))
     assert pool(torch.full((1, 1, 4, 4, 4), -5.0)).unique().tolist() == [-5]
 
 
 @torch.no_grad()
 def test_an_inception_module_computes_what_the_official_one_does(golden):
-    module = pretrained.Mixed(6, 4, (3, 5), (2, 3), 4)
+    module = networks.Mixed(6, 4, (3, 5), (2, 3), 4)
     for ours, theirs in INCEPTION.items():
         fill_unit(getattr(module, ours), golden, f"i3d_branch/params/{theirs}")
     y = module(channels_first(golden["i3d_branch/x"]))
@@ -197,7 +198,7 @@ def test_the_public_i3d_file_has_287_tensors_and_so_have_we():
     (4, 2, 2, 0, 0), (5, 2, 2, 0, 1), (28, 3, 1, 1, 1)])
 def test_same_padding_follows_the_size_of_the_input(size, kernel, stride, before, after):
     x = torch.ones(1, 1, size, 1, 1)
-    padded = pretrained.same_pad(x, (kernel, 1, 1), (stride, 1, 1)).flatten().tolist()
+    padded = networks.same_pad(x, (kernel, 1, 1), (stride, 1, 1)).flatten().tolist()
     assert padded == [0] * before + [1] * size + [0] * after
 
 
@@ -386,7 +387,7 @@ def test_lpips_refuses_unequal_and_tiny_pictures(lpips):
 # ---------------------------------------------------------------------------------------------
 # Frozen, random
 
-@pytest.mark.parametrize("build", [I3D, C3D, LPIPS, pretrained.VGG16Features])
+@pytest.mark.parametrize("build", [I3D, C3D, LPIPS, networks.VGG16Features])
 def test_networks_that_judge_are_never_trained(build):
     with torch.device("meta"):
         judge = build()
@@ -456,8 +457,9 @@ def test_a_missing_file_is_named_with_its_origin_and_its_place(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         pretrained.load_i3d(tmp_path)
     message = str(error.value)
-    assert one_line(error) and str(tmp_path / "i3d_pretrained_400.pt") in message
-    assert "https://github.com/songweige/TATS" in message and "FVD" in message
+    assert one_line(error) and str(tmp_path / deepmind.DATA) in message
+    assert "https://github.com/google-deepmind/kinetics-i3d" in message and "FVD" in message
+    assert message.endswith("or i3d_pretrained_400.pt")
 
 
 def test_a_file_with_another_hash_is_refused(tmp_path):
@@ -480,7 +482,7 @@ def test_the_imagenet_i3d_is_refused_by_name(monkeypatch, tmp_path):
 
 
 def test_a_file_of_another_name_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="rgb_imagenet.pt is no known weight file; known are i3d"):
+    with pytest.raises(ValueError, match="rgb_imagenet.pt is no known weight file; known are"):
         pretrained.load_weights(tmp_path / "rgb_imagenet.pt")
 
 
@@ -532,7 +534,7 @@ def test_chainers_c3d_loads_and_says_that_nobody_vouches_for_it(tmp_path, offici
     ((3, 16, 112, 112), True), ((3, 16, 128, 128), True), ((3, 16, 119, 128), False),
     ((16, 112, 112, 3), False), ((3, 1, 16, 128, 171), False), ((3,), False)])
 def test_a_mean_cube_fits_or_is_refused_in_one_line(monkeypatch, mean, accepted):
-    def load_weights(path):
+    def load_weights(path, pins):
         if path.name == "mean2.npz":
             return {"mean": torch.ones(mean)}, "mean2.npz"
         return {name.replace(".weight", "/W").replace(".bias", "/b"): tensor
@@ -568,7 +570,7 @@ def test_lpips_loads_torchvisions_trunk_and_the_heads_of_the_lpips_package(
 
 def test_vgg16_is_numbered_as_in_torchvision():
     with torch.device("meta"):
-        layers = pretrained.VGG16Features().features
+        layers = networks.VGG16Features().features
     kinds = {kind: [i for i, layer in enumerate(layers) if isinstance(layer, kind)]
              for kind in (nn.Conv2d, nn.MaxPool2d)}
     assert kinds[nn.Conv2d] == [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
@@ -582,9 +584,12 @@ def test_the_command_line_tells_which_files_are_there(tmp_path):
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(str(tmp_path / name) in printed for name in pretrained.WEIGHTS)
     assert all(file.origin in printed for file in pretrained.WEIGHTS.values())
-    assert printed.count("not found") == 3 and printed.count("REFUSED") == 2
+    assert printed.count("not found") == 5 and printed.count("REFUSED") == 2
+    assert "about 131" in printed and "not computed" in printed
+    sizes = subprocess.run([sys.executable, "-m", "measure.networks"], cwd=ROOT, check=True,
+                           capture_output=True, text=True).stdout
     for numbers in ("12,704,544", "79,011,685", "14,716,160"):
-        assert numbers in printed
+        assert numbers in sizes
 
 
 def test_importing_prints_nothing_and_leaves_randomness_alone():
