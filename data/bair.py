@@ -6,7 +6,9 @@ Files   a row of records, each    length (8 bytes, little-endian), its checksum 
                                   data, its checksum (4)
         data, a tf.train.Example  protobuf: features (field 1) -> map entry (1) -> key (1) and
                                   Feature (2) -> bytes_list (1) -> value (1)
-        a value                   a frame, 64x64 pixels of raw RGB, under "T/image_aux1/encoded"
+        a value                   a frame, 64x64 pixels of raw RGB, under "T/image_aux1/encoded";
+                                  in TensorFlow Datasets' copy all of them, as PNG, under
+                                  "image_aux1"
 
 Read    find_records, read_record, record_frames; fields (the protobuf); masked_crc32c.
 
@@ -19,14 +21,19 @@ import sys
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
+import imageio.v3 as imageio
 import numpy as np
 from einops import rearrange
 
-SUFFIXES = {".tfrecords", ".tfrecord"}
+SUFFIXES = {".tfrecords", ".tfrecord"}                  # or FILE.tfrecord-00000-of-00256, TFDS's
 # The camera of the paper's numbers and the official configuration. Video Diffusion reports on the
 # other one, image_main: its number is on different videos.
 CAMERA = "image_aux1"
 SIDE = 64                                              # pixels, stored raw as RGB
+
+
+def holds_records(path: Path) -> bool:
+    return path.suffix in SUFFIXES or ".tfrecord-" in path.suffix
 
 
 def find_records(files: list[Path]) -> list[Path]:
@@ -35,6 +42,11 @@ def find_records(files: list[Path]) -> list[Path]:
     folders = sorted({str(path.parent) for path in files})
     if len(folders) > 1:                               # train and test, lest they be mixed
         raise ValueError(f"records in {' and in '.join(folders)}; give one of them to --data")
+    parts = sorted({path.name.split(".tfrecord-")[0] for path in files
+                    if ".tfrecord-" in path.name})
+    if len(parts) > 1:                                 # TensorFlow Datasets puts them side by side
+        raise ValueError(f"records of {' and of '.join(parts)} in {folders[0]}; move one of them "
+                         "to a folder of its own")
     records: list[Path] = []
     for path in files:
         position, before = 0, len(records)
@@ -85,6 +97,9 @@ def record_frames(record: Path, start: int = 0, stop: int | None = None, stride:
                   ) -> list[np.ndarray]:
     """Frames start, start+stride, ... before stop of a record, uint8 (64, 64, 3) each."""
     features = read_record(record)
+    if CAMERA in features:
+        return [picture_of(record, data) for data in values_of(record, CAMERA, features[CAMERA])
+                [start:stop:stride]]
     keys = [f"{t}/{CAMERA}/encoded" for t in range(len(features))]
     keys = keys[:next((t for t, key in enumerate(keys) if key not in features), len(keys))]
     if not keys:
@@ -92,17 +107,32 @@ def record_frames(record: Path, start: int = 0, stop: int | None = None, stride:
                          f"{' '.join(sorted(features)[:4]) or 'none'}")
     frames = []
     for key in keys[start:stop:stride]:
-        try:
-            values = [value for kind, items in fields(features[key]) if kind == 1
-                      for _, value in fields(items)]
-        except ValueError as error:
-            raise ValueError(f"{record}: {key} is damaged: {error}") from None
+        values = values_of(record, key, features[key])
         if len(values) != 1 or len(values[0]) != SIDE * SIDE * 3:
             raise ValueError(f"{record}: {key} has {[len(value) for value in values]} bytes; "
                              f"wanted {SIDE * SIDE * 3}, raw RGB of {SIDE}x{SIDE}")
         frames.append(rearrange(np.frombuffer(values[0], np.uint8), "(h w c) -> h w c",
                                 h=SIDE, w=SIDE))
     return frames
+
+
+def values_of(record: Path, key: str, feature: memoryview) -> list[memoryview]:
+    """The bytes that a Feature lists."""
+    try:
+        return [value for kind, items in fields(feature) if kind == 1 for _, value in fields(items)]
+    except ValueError as error:
+        raise ValueError(f"{record}: {key} is damaged: {error}") from None
+
+
+def picture_of(record: Path, data: memoryview) -> np.ndarray:
+    """A frame that TensorFlow Datasets has stored as PNG. ValueError where it is none."""
+    try:
+        picture = imageio.imread(bytes(data), plugin="pillow", mode="RGB")
+    except (OSError, SyntaxError) as error:                # Pillow raises both on broken files
+        raise ValueError(f"{record}: a frame cannot be decoded: {error}") from None
+    if picture.shape != (SIDE, SIDE, 3):
+        raise ValueError(f"{record}: a frame is {picture.shape}; wanted {SIDE}x{SIDE}")
+    return picture
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -62,7 +62,7 @@ def count_frames(paths: list[Path], root: Path, index: str | Path | None) -> dic
            or "distance" not in known[name]]                     # older lists have no Spacing
     saved, pause = time.monotonic(), SAVED_EVERY
     try:
-        for name, facts in tqdm(_in_threads(inspect, names, new, len(os.sched_getaffinity(0))),
+        for name, facts in tqdm(_in_threads(inspect, names, new, os.cpu_count() or 1),
                                 "counting frames", len(new), unit=" files", mininterval=1.0,
                                 disable=len(new) <= SHOWN_FROM):
             if isinstance(facts, OSError):
@@ -112,7 +112,7 @@ def _in_threads(function: Callable, paths: dict[str, Path], names: list[str], th
 
 def stamp_of(path: Path) -> list[int]:
     """Size and time of a clip's file, which for a record is the file that it lies in."""
-    stat = (path.parent if path.parent.suffix in bair.SUFFIXES else path).stat()
+    stat = (path.parent if bair.holds_records(path.parent) else path).stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 

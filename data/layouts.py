@@ -2,13 +2,15 @@
 
 Paper   Sec. 4.1 (the data sets), App. B.3 (their splits); App. B.2 (ImageNet for the 2D-VQ)
 
-Files   UCF-101, with a split list          Kinetics-600, nuScenes, your own: no list needed
+Files   UCF-101, with a split list          Your own, and Kinetics-600: no list needed
             DATA/ApplyEyeMakeup/v_..avi         DATA/abseiling/one.mp4     a folder per class
-            LISTS/trainlist01.txt               DATA/one.mp4               or none: no classes
-            LISTS/classInd.txt
+            DATA/v_..avi, all in one            DATA/one.mp4               or none: no classes
+            LISTS/trainlist01.txt           Kinetics-600, Objectron, with their lists
+            LISTS/classInd.txt                  DATA/NAME_000007_000017.mp4    LISTS/val.csv
+                                                DATA/book/batch-1/0/video.MOV
         Something-Something-V2              BAIR, camera image_aux1, no TensorFlow needed
             DATA/74225.webm                     DATA/traj_0_to_255.tfrecords
-            LISTS/train.json
+            LISTS/train.json                    or TFDS's *.tfrecord-00000-of-00256
             LISTS/labels.json               Pictures for the 2D-VQ, only if asked for ("images")
         Folders of frames                       DATA/class/one.jpg
             DATA/class/clip/0001.png            DATA/one.jpg
@@ -16,7 +18,8 @@ Files   UCF-101, with a split list          Kinetics-600, nuScenes, your own: no
 
 Read    find_layout, select (what a split list picks), read_pictures.
 
-Not here: the inside of BAIR's records (bair.py); windows, crops and flips (clips.VideoFolder does
+Not here: what lists say (split_lists.py), nuScenes cut into scenes (nuscenes.py), the inside of
+        BAIR's records (bair.py); windows, crops and flips (clips.VideoFolder does
         them alike for all layouts).
 
 Run:    python -m data.layouts DATA [LIST]      what is found there: layout, clips, classes
@@ -24,7 +27,6 @@ Run:    python -m data.layouts DATA [LIST]      what is found there: layout, cli
 from __future__ import annotations
 
 import collections
-import json
 import os
 import re
 import sys
@@ -34,14 +36,16 @@ from typing import Iterator, NamedTuple
 import imageio.v3 as imageio
 import numpy as np
 
-from data import bair
+from data import bair, nuscenes
 from data.source import NO_LABEL
+from data.split_lists import read_list
 
 VIDEO_SUFFIXES = {".avi", ".mp4", ".mkv", ".webm", ".mpg", ".mpeg", ".mov", ".gif", ".npy"}
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 SUFFIXES = {"videos": VIDEO_SUFFIXES, "frames": PICTURE_SUFFIXES, "images": PICTURE_SUFFIXES,
             "bair": bair.SUFFIXES}
 LAYOUTS = ("auto", *SUFFIXES)
+PARTS = {"train", "val", "valid", "validate", "validation", "test", "replacement"}
 
 
 class Layout(NamedTuple):
@@ -54,13 +58,13 @@ class Layout(NamedTuple):
     class_names: list[str]
 
 
-def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None = None) -> Layout:
+def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None = None
+                ) -> Layout:
     """What there is below root.
 
     auto: records if there are any, else videos, else folders of frames. Frames and "images" look
-    alike on disk, so the latter has to be asked for. split: the official list of UCF-101 (.txt)
-    or Something-Something (.json); without one everything is taken, and the class is the first
-    folder below root. FileNotFoundError where nothing is found, ValueError on a bad list.
+    alike on disk, so the latter has to be asked for. split: a data set's own list, see
+    split_lists; without one everything is taken, and the class is the first folder below root. FileNotFoundError where nothing is found, ValueError on a bad list.
     """
     root = Path(root)
     if layout not in LAYOUTS:
@@ -70,7 +74,8 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
     files = list(_files(root))
     tried = ("bair", "videos", "frames") if layout == "auto" else (layout,)
     for chosen in tried:
-        clips = [path for path in files if path.suffix.lower() in SUFFIXES[chosen]]
+        clips = [path for path in files if path.suffix.lower() in SUFFIXES[chosen]
+                 or chosen == "bair" and bair.holds_records(path)]
         if clips:
             break
     else:
@@ -87,12 +92,41 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
             print(f"{root}: {len(clips)} folders of pictures, each read as the frames of a "
                   "clip (--layout images: each picture on its own)", file=sys.stderr)
         clips = sorted(clips)
-        folders = [path.relative_to(root).parts[:-1] for path in clips]
-        class_names = sorted({parts[0] for parts in folders}) if all(folders) else []
+        if chosen == "frames":
+            refuse_mixed(files)
+        classes = [class_of(path.relative_to(root)) for path in clips]
+        class_names = sorted(set(classes)) if all(classes) else []
+        if split is None and class_names and set(class_names) <= PARTS:
+            raise ValueError(f"{root} holds {' and '.join(class_names)}, parts of a data set and "
+                             f"no classes; give one of them to --data: {root / class_names[0]}")
         number = {name: label for label, name in enumerate(class_names)}
-        labels = [number[parts[0]] if number else NO_LABEL for parts in folders]
+        labels = [number[name] if number else NO_LABEL for name in classes]
         whole = Layout(chosen, clips, labels, class_names)
     return whole if split is None else select(whole, root, Path(split))
+
+
+def class_of(clip: Path) -> str:
+    """The first folder of a clip's path below root; of a flat copy of UCF-101, what its file's
+    name says (v_YoYo_g01_c01.avi is of YoYo); "" where there is no class."""
+    named = re.fullmatch(r"v_([A-Za-z]+)_g\d+_c\d+", clip.stem)
+    return clip.parts[0] if len(clip.parts) > 1 else named[1] if named else ""
+
+
+def refuse_mixed(files: list[Path]) -> None:
+    """ValueError where one folder holds the frames of several cameras or drives: as one clip they
+    would be cut from one to the next."""
+    sources: dict[Path, str] = {}
+    for path in files:
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            source = re.sub(r"[0-9]+$", "", path.stem)
+            first = sources.setdefault(path.parent, source)
+            if first != source and max(len(first), len(source)) > 1:
+                advice = ("python -m data.nuscenes RAW OUT cuts it into scenes"
+                          if nuscenes.NAME.fullmatch(path.stem)
+                          else "give each clip its own folder")
+                raise ValueError(f"{path.parent} mixes frames of several sources, {first!r} and "
+                                 f"{source!r}; {advice}, or --layout images takes each picture "
+                                 "on its own")
 
 
 def _files(folder: str | Path) -> Iterator[Path]:
@@ -121,14 +155,14 @@ def select(whole: Layout, root: Path, split: Path) -> Layout:
     if whole.name not in ("videos", "frames"):
         raise ValueError(f"{split} picks videos; {root} was read as {whole.name!r}, which takes "
                          "no list")
-    if not split.is_file():
-        raise FileNotFoundError(f"no split list {split}")
-    if split.suffix == ".json":
-        wanted, class_names = something_list(split)
-    else:
-        wanted, class_names = ucf101_list(split, whole.class_names)
+    wanted, class_names = read_list(split, whole.class_names)
     there = {path.relative_to(root) if whole.name == "frames"
              else path.relative_to(root).with_suffix(""): path for path in whole.clips}
+    # Flat copies of UCF-101 have no folders, and Kinetics' list does not say whether there are any.
+    there = {Path(stem.name): path for stem, path in there.items()
+             if len(stem.parts) == 1 or split.suffix == ".csv"} | there
+    wanted = [(name if Path(name).with_suffix("") in there else Path(name).name, label)
+              for name, label in wanted]
     missing = [name for name, _ in wanted if Path(name).with_suffix("") not in there]
     if len(missing) == len(wanted):
         raise ValueError(f"none of the {len(wanted)} videos of {split.name} is in {root}, not even "
@@ -152,87 +186,20 @@ def with_classes(layout: Layout, class_names: list[str]) -> Layout:
                            class_names=class_names)
 
 
-def ucf101_list(split: Path, folders: list[str]) -> tuple[list[tuple[str, int]], list[str]]:
-    """(file, class) of each line "Class/video.avi" or "Class/video.avi 1", and the class names.
-
-    classInd.txt beside the list has "1 Class" per line; our classes begin at 0. Without it they
-    are the sorted names in the list and of `folders`, so that train and test agree.
-    """
-    rows = [line.split() for line in split.read_text().splitlines() if line.strip()]
-    for number, row in enumerate(rows, 1):
-        if len(row) > 2 or "/" not in row[0] or not all(word.isdigit() for word in row[1:]):
-            raise ValueError(f"{split} has {' '.join(row)!r} as entry {number}; wanted "
-                             "'Class/video.avi' or 'Class/video.avi 1'")
-    classes = [row[0].split("/")[0] for row in rows]
-    class_file = split.with_name("classInd.txt")
-    if not class_file.exists():
-        class_names = sorted({*classes, *folders})
-    else:
-        lines = [line.split() for line in class_file.read_text().splitlines() if line.strip()]
-        if any(len(line) != 2 or not line[0].isdigit() for line in lines):
-            raise ValueError(f"{class_file} should have lines like '1 ApplyEyeMakeup'")
-        class_names = _in_order({name: int(number) - 1 for number, name in lines}, class_file)
-        for name, row in zip(classes, rows):
-            number = str(class_names.index(name) + 1) if name in class_names else "no class"
-            if name not in class_names or row[1:] not in ([], [number]):
-                raise ValueError(f"{split} has {' '.join(row)!r}, but {class_file.name} says that "
-                                 f"{name} is {number}")
-    return [(row[0], class_names.index(name)) for name, row in zip(classes, rows)], class_names
-
-
-def something_list(split: Path) -> tuple[list[tuple[str, int]], list[str]]:
-    """(id, class) of each entry, and the class names: the templates without their brackets.
-
-    labels.json (or something-something-v2-labels.json) beside the list numbers them, as strings.
-    """
-    entries = _json(split)
-    if not isinstance(entries, list) or not all(
-            isinstance(entry, dict) and {"id", "template"} <= set(entry) for entry in entries):
-        raise ValueError(f"{split} is no list of {{\"id\", \"label\", \"template\"}}; take the "
-                         "train or validation list (the test list has no classes)")
-    names = [re.sub(r"[\[\]]", "", entry["template"]) for entry in entries]
-    label_files = sorted(split.parent.glob("*labels.json"))
-    if not label_files:
-        raise FileNotFoundError(f"no labels.json beside {split}; it numbers the classes")
-    numbers = _json(label_files[0])
-    if not isinstance(numbers, dict) or not all(str(n).isdigit() for n in numbers.values()):
-        raise ValueError(f"{label_files[0]} should be like {{\"Holding something\": \"0\"}}")
-    label = {name: int(number) for name, number in numbers.items()}
-    unknown = sorted(set(names) - set(label))
-    if unknown:
-        raise ValueError(f"{split} has the class {unknown[0]!r}, {label_files[0].name} has not")
-    return ([(str(entry["id"]), label[name]) for entry, name in zip(entries, names)],
-            _in_order(label, label_files[0]))
-
-
-def _json(path: Path) -> list | dict:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from None
-
-
-def _in_order(label: dict[str, int], path: Path) -> list[str]:
-    names = sorted(label, key=label.get)
-    if [label[name] for name in names] != list(range(len(names))):
-        raise ValueError(f"{path} does not number its {len(names)} classes one after the other")
-    return names
-
-
 # ---------------------------------------------------------------------------------------------
 # Frames of what is not a video file
 
 def holds_pictures(path: Path) -> bool:
     """A folder of frames, a picture or a record: read_pictures reads it, not a video decoder."""
     return (path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES
-            or path.parent.suffix in bair.SUFFIXES)
+            or bair.holds_records(path.parent))
 
 
 def read_pictures(path: Path, start: int = 0, stop: int | None = None, stride: int = 1
                   ) -> list[np.ndarray]:
     """Frames start, start+stride, ... before stop, each uint8 (H, W, 3). ValueError, with the
     path, where one is broken or of another size."""
-    if path.parent.suffix in bair.SUFFIXES:
+    if bair.holds_records(path.parent):
         return bair.record_frames(path, start, stop, stride)
     frames: list[np.ndarray] = []
     for name in _pictures(path)[start:stop:stride]:
@@ -249,7 +216,7 @@ def read_pictures(path: Path, start: int = 0, stop: int | None = None, stride: i
 def inspect_pictures(path: Path) -> tuple[int, int, int]:
     """Frames, height, width. A record is read whole; a folder's first picture speaks for the
     others, by its header."""
-    if path.parent.suffix in bair.SUFFIXES:
+    if bair.holds_records(path.parent):
         return np.shape(bair.record_frames(path))[:3]
     pictures = _pictures(path)
     return len(pictures), *imageio.improps(pictures[0], plugin="pillow").shape[:2]

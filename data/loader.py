@@ -46,7 +46,7 @@ class BatchLoader:
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.places = places_of(batch_size, rank, world)
         self.ahead, self.total, self.pinned = ahead, total, pinned
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(threads if source.parallel else 1, "clips")
         self._begun: dict[int, list[Future]] = {}
 

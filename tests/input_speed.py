@@ -103,7 +103,7 @@ def table(folder: str | Path, steps: int = 8) -> str:
     """Markdown: clips of 16x128x128 a second, of the videos below a folder."""
     source = VideoFolder(folder, SHAPE, cache_bytes=0)
     rates = measure(source, steps)
-    rows = [f"{len(source)} videos, {len(os.sched_getaffinity(0))} cores, {steps * BATCH} clips of "
+    rows = [f"{len(source)} videos, {os.cpu_count()} cores, {steps * BATCH} clips of "
             f"{'x'.join(map(str, SHAPE))}", "", "| | clips/s | of FFmpeg's own |", "|---|---|---|"]
     for name, rate in rates.items():
         own = rates["FFmpeg, 2 threads" if "2" in name else "FFmpeg"]
