@@ -64,7 +64,8 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
 
     auto: records if there are any, else videos, else folders of frames. Frames and "images" look
     alike on disk, so the latter has to be asked for. split: a data set's own list, see
-    split_lists; without one everything is taken, and the class is the first folder below root. FileNotFoundError where nothing is found, ValueError on a bad list.
+    split_lists; without one everything is taken, and the class is the first folder below root.
+    FileNotFoundError where nothing is found, ValueError on a bad list or a mixed folder.
     """
     root = Path(root)
     if layout not in LAYOUTS:

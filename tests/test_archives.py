@@ -1,4 +1,4 @@
-"""data/split_lists.py, nuscenes.py, bair.py: archives in miniature, lying as people download them."""
+"""data/split_lists.py, nuscenes.py, bair.py: archives in miniature, lying as they are published."""
 import json
 import shutil
 import subprocess
@@ -67,7 +67,7 @@ def test_nuscenes_is_cut_by_pauses_into_scenes_and_videos_of_32_frames(drives, t
     made = nuscenes.link_videos(drives, tmp_path / "out")
     assert made == dict(train=6, test=0)                # 70 frames are two videos, 40 are one
     source = VideoFolder(tmp_path / "out" / "train", (32, 16, 16))
-    assert len(source) == 6 and source.class_names == [] or len(source.class_names) == 6
+    assert len(source) == 6 and source.class_names == []
     first, second = (source.clip(i)[0][:, 0, 0, 0].astype(int) for i in (0, 1))
     assert np.abs(first - 3 * np.arange(32)).max() <= 2         # samples and sweeps in turn
     assert np.abs(second - 3 * np.arange(32, 64)).max() <= 2
@@ -93,7 +93,7 @@ def test_every_tenth_scene_is_kept_for_testing(tmp_path, monkeypatch):
 
 
 def test_a_cameras_folder_is_refused_as_a_clip_with_advice(drives):
-    with pytest.raises(ValueError, match="CAM_FRONT mixes frames .*python -m data.nuscenes RAW OUT"):
+    with pytest.raises(ValueError, match="CAM_FRONT mixes .*python -m data.nuscenes RAW OUT"):
         find_layout(drives / "samples" / "CAM_FRONT")
     with pytest.raises(FileNotFoundError, match="give nuScenes' own folder"):
         nuscenes.find_frames(drives / "samples")
