@@ -105,8 +105,9 @@ def print_trials(results: dict[str, dict[str, dict]], protocol: Protocol | None 
             print(f"{task}: PSNR and SSIM are of the best of {max(1, trials):.3g} "
                   f"trials; wanted {protocol.best_of}")
         if entries.get("identical_frames"):
-            print(f"{task}: {entries['identical_frames']['count']:,} frames are identical with the real "
-                  "ones; their PSNR is infinite and not in the mean")
+            count = entries["identical_frames"]["count"]
+            print(f"{task}: {count:,} frames are identical with the real ones; their PSNR is "
+                  "infinite and not in the mean")
         if "codes" in entries:
             print(f"{task}: {entries['codes']['used']} of {entries['codes']['of']} codes used")
 

@@ -116,6 +116,7 @@ def compare(metrics: list[str], paths: list[str], *, frames: int | None = None, 
 
 
 def check_paths(metrics: list[str], paths: list[str], real_features: str | None) -> None:
+    """ValueError unless there are as many sets as these numbers compare."""
     paired, two = set(metrics) & set(PAIRED), set(metrics) != {"is"}
     if real_features and paired:
         raise ValueError(f"{' '.join(sorted(paired))} of stored features; they compare videos")
@@ -127,6 +128,7 @@ def check_paths(metrics: list[str], paths: list[str], real_features: str | None)
 
 def check_counts(sets: list[VideoSet], pairs: list, of_sets: list[str], folds: int, frames: int
                  ) -> None:
+    """ValueError unless there are videos for each fold, and frames for I3D."""
     judged = {"fvd", "kvd"} & set(of_sets)
     counts = [len(videos.names) for videos in sets] if of_sets else [len(pairs)]
     least = folds * (2 if judged else 1)
@@ -213,6 +215,7 @@ def index_of(path: Path) -> Path:
 
 def open_set(path: Path, facts: dict[str, dict], shape: tuple[int, int, int], stride: int,
              processes: Processes) -> VideoSet:
+    """One set, of clips (T, H, W); facts are those of inspect_set."""
     if path.is_file():
         source, names, coded = Array(path, shape, stride), list(facts), Counter({"no loss": 1})
     else:
@@ -279,6 +282,7 @@ def set_rows(work: Work, videos: VideoSet, wanted: list[str]) -> Rows:
 
 def pair_rows(work: Work, real: VideoSet, fake: VideoSet, pairs: list[tuple[int, int]],
               wanted: list[str]) -> Rows:
+    """What each pair's metrics must know, of (place in real, place in fake)."""
     def compute(part: list[tuple[int, int]], first: int, missing: list[str]) -> Rows:
         ours, theirs = (load_clips(videos.source, [clip_of(pair[k]) for pair in part],
                                    work.processes.device)[0]
