@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from data.clips import DataConfig, read_video, write_video
 from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource
 from measure.features import (in_bfloat16, measure_videos, noise_of, run_labels, trained_on)
-from measure.jobs import Request, as_bytes, fake_rows, open_job, real_rows
+from measure.jobs import Request, as_bytes, fake_rows, flop_of_sample, open_job, real_rows
 from measure.protocols import PROTOCOLS, real_clips
 from measure.report import report
 from measure.rows import rows_on_disk
@@ -428,6 +429,14 @@ def test_labels_are_matched_by_name_not_by_number():
         run_labels(torch.tensor([0]), source, ["a", "b"])
     with pytest.raises(ValueError, match="no classes"):
         run_labels(torch.tensor([-1]), source, source.class_names)
+
+
+def test_what_an_evaluation_takes_grows_with_the_steps_of_decoding():
+    one, twelve, twenty_three = (flop_of_sample(replace(PROTOCOLS["own"], steps=steps),
+                                                PRESETS["toy"]) for steps in (1, 12, 23))
+    assert twelve - one == twenty_three - twelve > 0
+    judged = 55.6e9                                     # I3D on 16 frames (measure.networks)
+    assert judged < one < 1.1 * judged
 
 
 def test_speed_is_split_into_its_parts(run, capsys):
