@@ -79,8 +79,26 @@ def commit_loss(logits: Tensor, tokens: Tensor, is_pad: Tensor, scores: Tensor, 
 
 def token_cross_entropy(logits: Tensor, tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """-log p(z_i) per token (B, N), in float32. Smoothing mixes the target with the uniform."""
-    return F.cross_entropy(rearrange(logits.float(), "b n k -> b k n"), tokens,
-                           reduction="none", label_smoothing=label_smoothing)
+    loss = F.cross_entropy(rearrange(logits.float(), "b n ... k -> b k n ..."),
+                           digits_of(tokens, logits), reduction="none",
+                           label_smoothing=label_smoothing)
+    return loss.view(*tokens.shape, -1).sum(-1)
+
+
+def digits_of(tokens: Tensor, logits: Tensor) -> Tensor:
+    """What logits predict of codes (B, N): with logits (B, N, K) the codes themselves; with those
+    of factors (B, N, factors, K_f) a code's digits in base K_f, lowest first (magvit2/)."""
+    base, digits = logits.shape[-1], []
+    for _ in range(math.prod(logits.shape[2:-1]) - 1):
+        digits.append(tokens % base)
+        tokens = tokens // base
+    return torch.stack([*digits, tokens], dim=-1).view(logits.shape[:-1])
+
+
+def codes_of(digits: Tensor, base: int) -> Tensor:
+    """The codes (B, N) of what logits predict; the inverse of digits_of."""
+    digits = digits.flatten(2) if digits.ndim > 2 else digits[..., None]
+    return (digits * base ** torch.arange(digits.shape[-1], device=digits.device)).sum(-1)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from commit import (TASKS, commit_mask, cutoff_score, mask_ratio, num_masked, task_index,
-                    tokenize_condition)
+from commit import (TASKS, codes_of, commit_mask, cutoff_score, digits_of, mask_ratio, num_masked,
+                    task_index, tokenize_condition)
 
 
 class DecodeState(NamedTuple):
@@ -41,7 +41,8 @@ class DecodeState(NamedTuple):
 @torch.no_grad()
 def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_tokens: Tensor,
                   is_pad: Tensor, *, steps: int = 12, temperature: float = 4.5,
-                  schedule: str = "cosine", guidance_scale: float = 0.0,
+                  schedule: str = "cosine",
+                  guidance_scale: float | Callable[[float], float] = 0.0,
                   generator: torch.Generator | None = None,
                   noise: Callable[[torch.Size], Tensor] | None = None,
                   masked_counts: Tensor | None = None, known: Tensor | None = None,
@@ -66,7 +67,7 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
     and masked_counts (steps, B) replaces ceil(gamma((t+1)/steps) N) in line 6.
 
     known (N,) or (B, N), True where condition_tokens are tokens of the answer: they never change,
-    and N in line 6 counts the others. order: what decides which tokens stay, "confidence" (App.
+    and N in line 6 counts the others. guidance_scale may be a function of t / steps. order: what decides which tokens stay, "confidence" (App.
     B.3), "random", or "halton", places far apart first, for which grid (t, h, w) is needed (ours).
     """
     if steps < 1:
@@ -88,12 +89,14 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
     for t in range(steps):                                                        # line 2
         inputs = commit_mask(tokens, condition_tokens, is_pad, scores, cutoff,    # line 3
                              model.mask_id)
-        logits = guided_logits(model, inputs, tokens, task, label, scores, cutoff, guidance_scale)
+        scale = guidance_scale(t / steps) if callable(guidance_scale) else guidance_scale
+        logits = guided_logits(model, inputs, tokens, task, label, scores, cutoff, scale)
         unknown = scores <= cutoff[:, None]
-        sampled = (logits + noise(logits.shape)).argmax(-1)
+        sampled = codes_of((logits + noise(logits.shape)).argmax(-1), logits.shape[-1])
         tokens = torch.where(unknown, sampled, tokens)                            # line 4
 
-        confidence = F.log_softmax(logits, dim=-1).gather(-1, tokens[..., None])[..., 0]
+        chosen = digits_of(tokens, logits)[..., None]
+        confidence = F.log_softmax(logits, dim=-1).gather(-1, chosen).view(B, N, -1).sum(-1)
         confidence = confidence + temperature * (1 - (t + 1) / steps) * noise(confidence.shape)
         confidence = confidence if priority is None else priority
         scores = torch.where(unknown, confidence, scores)                         # line 5

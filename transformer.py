@@ -59,6 +59,11 @@ class TransformerConfig:
         return self.codebook_size + self.num_classes + 1 + self.num_tasks + 1
 
     @property
+    def table_size(self) -> int:
+        """Rows of the embedding: one for each id, unless a variant spells ids out (magvit2/)."""
+        return self.vocabulary_size
+
+    @property
     def sequence_length(self) -> int:
         """1 prompt + 1 class token + N visual tokens: 1026 at full size (Sec. 4.1)."""
         return (self.num_tasks > 0) + 1 + self.num_tokens
@@ -131,7 +136,7 @@ class MaskedTransformer(nn.Module):
         super().__init__()
         self.config = config
         size = config.hidden_size
-        self.token_embedding = nn.Embedding(config.vocabulary_size, size)
+        self.token_embedding = nn.Embedding(config.table_size, size)
         self.position_embedding = nn.Embedding(config.sequence_length, size)
         self.embedding_norm = nn.LayerNorm(size, eps=1e-12)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -139,7 +144,7 @@ class MaskedTransformer(nn.Module):
         # BERT's head: one more dense layer, then the transposed word embedding and a bias.
         self.head = nn.Sequential(nn.Linear(size, size), nn.GELU(approximate="tanh"),
                                   nn.LayerNorm(size, eps=1e-12))
-        self.head_bias = nn.Parameter(torch.zeros(config.vocabulary_size))
+        self.head_bias = nn.Parameter(torch.zeros(config.table_size))
         for module in self.modules():
             initialize(module, config.initial_deviation)
 
@@ -185,9 +190,12 @@ class MaskedTransformer(nn.Module):
         for block in self.blocks:
             again = self.recompute and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
-        x = self.head(x[:, -tokens.shape[1]:])                                   # (B, N, D)
+        return self.predict(x[:, -tokens.shape[1]:])
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The last block's vectors of visual tokens (B, N, D) -> logits (B, N, K)."""
         codes = self.config.codebook_size
-        return F.linear(x, self.token_embedding.weight[:codes], self.head_bias[:codes])
+        return F.linear(self.head(x), self.token_embedding.weight[:codes], self.head_bias[:codes])
 
 
 def initialize(module: nn.Module, deviation: float) -> None:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from commit import token_cross_entropy, task_index
@@ -96,9 +95,7 @@ class AutoregressiveTransformer(PrefixTransformer):
         x = self.embedding_norm(x)
         for block in self.blocks:
             x = block(x)
-        codes = self.config.codebook_size
-        return F.linear(self.head(x[:, -1]), self.token_embedding.weight[:codes],
-                        self.head_bias[:codes])
+        return self.predict(x[:, -1])
 
 
 TRANSFORMER_TYPES[AutoregressiveConfig] = AutoregressiveTransformer

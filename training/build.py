@@ -31,7 +31,7 @@ from data.clips import DataConfig
 from discriminator import Discriminator2d, Discriminator3d, DiscriminatorConfig, LeCam
 from steps import Trainee
 from tokenizer import ImageTokenizer, TokenizerConfig, VideoTokenizer
-from training.presets import PRESETS, TrainConfig, settings_of
+from training.presets import PRESETS, TrainConfig, named, settings_of
 from training.small_kernels import small_kernels
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
@@ -44,6 +44,7 @@ TRANSFORMER_TYPES: dict[type, type[nn.Module]] = {TransformerConfig: MaskedTrans
 # Rooms that add to these when they are imported, by the types that a checkpoint may name.
 ADDED_BY = {"PrefixConfig": "comparisons.baselines", "WindowConfig": "comparisons.baselines",
             "AutoregressiveConfig": "comparisons.autoregressive",
+            "FactorizedConfig": "magvit2.factorized",
             "LookupFreeConfig": "magvit2.lookup_free", "CausalConfig": "magvit2.causal_tokenizer",
             "BlurConfig": "magvit2.blur_discriminator", "PublishedConfig": "magvit2.published"}
 
@@ -86,10 +87,7 @@ def transformer_config(config: TrainConfig, num_classes: int, tokenizer: nn.Modu
     tokenizer = tokenizer or without_weights(lambda: build_tokenizer(config.tokenizer_config()))
     base = config.transformer
     if not isinstance(base, TransformerConfig):
-        if base not in TRANSFORMERS:
-            raise ValueError(f"transformer {base!r} is unknown; choose from "
-                             f"{' '.join(TRANSFORMERS)}")
-        base = TRANSFORMERS[base]
+        base = named("transformer", base, TRANSFORMERS)
     more = tuple(task for task in dict.fromkeys(config.tasks) if task not in MT10)
     return replace(base, codebook_size=tokenizer.codebook_size,
                    num_tokens=math.prod(tokenizer.latent_shape(*config.clip_shape)),

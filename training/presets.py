@@ -33,7 +33,8 @@ DECODING = partial(setting, "decoding", may_change=True)
 
 # Where the sizes of MAGVIT-v2 are, which are asked for as "v2 appendix" and so on.
 SEQUEL = {"tokenizer": ("magvit2.causal_tokenizer", "CAUSAL_TOKENIZERS"),
-          "discriminator": ("magvit2.blur_discriminator", "BLUR_DISCRIMINATORS")}
+          "discriminator": ("magvit2.blur_discriminator", "BLUR_DISCRIMINATORS"),
+          "transformer": ("magvit2.factorized", "FACTORIZED_TRANSFORMERS")}
 
 
 def named(kind: str, name, sizes: dict, instead: str = ""):
@@ -44,8 +45,9 @@ def named(kind: str, name, sizes: dict, instead: str = ""):
         known = {f"v2 {size}": config
                  for size, config in getattr(importlib.import_module(module), table).items()}
     if name not in known:
+        sequel = "v2 L, v2 toy" if kind == "transformer" else "v2 appendix, v2 base, v2 toy"
         raise ValueError(f"{kind} {name!r} is unknown; {instead}choose from {', '.join(sizes)}, or "
-                         "v2 appendix, v2 base, v2 toy")
+                         f"{sequel}")
     return known[name]
 
 
@@ -252,10 +254,10 @@ PRESETS = {
        for dataset in DATASETS for size in "BL"},
     "web-H": _paper_preset("web", "H"),                      # App. A.2: H for web videos only
 }
-# MAGVIT-v2, App. A.1 and A.2. Stage 2 predicts all 2^18 codes at once: docs/magvit2.md.
+# MAGVIT-v2, App. A.1 and A.2. Stage 2 predicts a code as two factors of 2^9: docs/magvit2.md.
 PRESETS["k600-v2"] = replace(
-    PRESETS["k600-L"], frames=17, tokenizer="v2 appendix", inflate="last",
-    reconstruction_weight=5.0, entropy_boost=3.0, tokenizer_epochs=190, transformer_epochs=360,
+    PRESETS["k600-L"], frames=17, tokenizer="v2 appendix", transformer="v2 L",
+    inflate="last", reconstruction_weight=5.0, entropy_boost=3.0, tokenizer_epochs=190, transformer_epochs=360,
     decode_schedule="cosine", decode_temperature=32.0)
 PRESETS["toy-v2"] = replace(
     PRESETS["toy"], frames=17, tokenizer="v2 toy", inflate="last", reconstruction_weight=5.0,
