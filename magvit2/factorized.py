@@ -8,10 +8,10 @@ Shapes  tokens (B, N) with [MASK] -> digits (B, N, factors) -> sum of the factor
 
 Read    FactorizedTransformer; power_cosine.
 
-A table of 2^18 rows of 1,024 numbers would nearly double the network, and a softmax over it most of the
-memory of a step. Whole positions are masked, as COMMIT needs it; the loss of a position, and its
-confidence in Algorithm 1, are sums over its factors. So the same losses and the same decoding
-take it: log p(code) = sum of log p(digit), for factors that are independent given the sequence.
+A table of 2^18 rows of 1,024 numbers would nearly double the network, and a softmax over them be
+most of a step's memory. Whole positions are masked, as COMMIT needs it; the loss of a position,
+and its confidence in Algorithm 1, are sums over its factors: log p(code) = sum of log p(digit).
+So the same losses and the same decoding take it. Given the sequence, digits are independent.
 
 Not public is whether MAGVIT-v2 masks the factors of a token together, and the exponent of its
 guidance's schedule.

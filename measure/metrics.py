@@ -71,9 +71,46 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     window fits, K1 = 0.01, K2 = 0.03. Colour by colour or with borders gives other numbers.
     """
     check_pictures(a, b, smallest=11)
-    grey = torch.tensor([0.2125, 0.7154, 0.0721], dtype=torch.float64, device=a.device)
-    x, y = (torch.einsum("...chw,c->...hw", picture.double(), grey) for picture in (a, b))
-    tap = torch.arange(-5, 6, dtype=torch.float64, device=a.device)
+    luminance, contrast = ssim_terms(*(grey(picture) for picture in (a, b)))
+    return (luminance * contrast).mean(dim=(-2, -1))
+
+
+# Wang et al. 2003: what the eye makes of each scale, from the finest on.
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+def ms_ssim(a: Tensor, b: Tensor, scales: int = 5) -> Tensor:
+    """Multi-scale structural similarity of (..., 3, H, W) in [0, 1] -> (...) (Wang et al. 2003).
+
+    The product of the mean contrasts of all scales, each half as fine as the one before, and of
+    the coarsest one's SSIM, each to the power of its weight. On grey and with ssim's window. Five
+    scales need 161 pixels a side. Fewer, with weights that make one again, are another measure:
+    say so. Where structure is opposite (below 0) it counts as none.
+    """
+    if not 1 <= scales <= 5:
+        raise ValueError(f"{scales} scales; wanted 1 to 5")
+    check_pictures(a, b, smallest=10 * 2 ** (scales - 1) + 1)
+    x, y = (rearrange(grey(picture), "... h w -> (...) 1 h w") for picture in (a, b))
+    similarity = torch.ones(len(x), dtype=torch.float64, device=x.device)
+    for scale in range(scales):
+        luminance, contrast = ssim_terms(x, y)
+        last = contrast * luminance if scale == scales - 1 else contrast
+        power = SCALE_WEIGHTS[scale] / sum(SCALE_WEIGHTS[:scales])
+        similarity = similarity * last.mean(dim=(-3, -2, -1)).clamp(min=0) ** power
+        x, y = (F.avg_pool2d(picture, 2) for picture in (x, y))
+    return similarity.view(a.shape[:-3])
+
+
+def grey(picture: Tensor) -> Tensor:
+    """(..., 3, H, W) -> (..., H, W) in float64, as bright as it looks."""
+    weights = torch.tensor([0.2125, 0.7154, 0.0721], dtype=torch.float64, device=picture.device)
+    return torch.einsum("...chw,c->...hw", picture.double(), weights)
+
+
+def ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast-structure of grey pictures (..., H, W), wherever the window fits;
+    their product is SSIM."""
+    tap = torch.arange(-5, 6, dtype=torch.float64, device=x.device)
     window = torch.exp(-tap.square() / (2 * 1.5 ** 2))
     window = window / window.sum()
 
@@ -89,9 +126,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     limit = (var_x * var_y).sqrt()                        # rounding must not make them disagree
     cov = cov.clamp(-limit, limit)
     c1, c2 = 0.01 ** 2, 0.03 ** 2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)
-                  / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)))
-    return similarity.mean(dim=(-2, -1))
+    return ((2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1),
+            (2 * cov + c2) / (var_x + var_y + c2))
 
 
 def best_of_trials(values: Tensor, clips: Tensor) -> Tensor:
