@@ -67,8 +67,9 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
     and masked_counts (steps, B) replaces ceil(gamma((t+1)/steps) N) in line 6.
 
     known (N,) or (B, N), True where condition_tokens are tokens of the answer: they never change,
-    and N in line 6 counts the others. guidance_scale may be a function of t / steps. order: what decides which tokens stay, "confidence" (App.
-    B.3), "random", or "halton", places far apart first, for which grid (t, h, w) is needed (ours).
+    and N in line 6 counts the others. guidance_scale: a number, or a function of t / steps. order:
+    what decides which tokens stay, "confidence" (App. B.3), "random", or "halton", places far apart
+    first, for which grid (t, h, w) is needed (ours).
     """
     if steps < 1:
         raise ValueError(f"{steps} decoding steps; give at least 1")

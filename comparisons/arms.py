@@ -70,6 +70,8 @@ ARMS = {
     "fp-prefix": Arm("Prefix condition", _fp, PrefixConfig, prefix_step),
     "mt-prefix": Arm("Prefix condition", _mt, PrefixConfig, prefix_step),
     "autoregressive": Arm("Autoregressive", _fp, AutoregressiveConfig, autoregressive_step),
+    "autoregressive-cg": Arm("Autoregressive, of classes (MAGVIT-v2, Table 8)", dict(tasks=("CG",)),
+                             AutoregressiveConfig, autoregressive_step),
     "maskgit-2d": Arm("MaskGIT, 2D-VQ", _unc, image=True),
     "maskvit": Arm("MaskViT, 2D-VQ", dict(**_fp, decode_steps=18), WindowConfig, image=True),
 }

@@ -85,7 +85,7 @@ def scales_for(video: Tensor) -> int:
 @torch.no_grad()
 def tokenizer_point(name: str, tokenizer: nn.Module, video: Tensor, lpips: LPIPS | None,
                     model: nn.Module | None = None, label: Tensor | None = None) -> Point:
-    """Clips through a tokenizer and back. model: a masked transformer of the same tokens, if any."""
+    """Clips through a tokenizer and back. model: a masked transformer of its tokens, if any."""
     parts = [tokenizer.encode(part) for part in video.split(4)]
     decoded = torch.cat([tokenizer.decode(part).clamp(0, 1) for part in parts])
     tokens = rearrange(torch.cat(parts), "b t h w -> b (t h w)")

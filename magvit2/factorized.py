@@ -17,10 +17,12 @@ Not public is whether MAGVIT-v2 masks the factors of a token together, and the e
 guidance's schedule.
 
 Run:    python -m magvit2.factorized      sizes; what factors cost and what they cannot say
+        python -m magvit2.factorized RUN  what guidance does to a run on the toy's classes
 """
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import Callable
 
@@ -29,7 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from commit import digits_of, token_cross_entropy
+from measure.report import measure_classes
 from training.build import TRANSFORMER_TYPES
+from training.checkpoint import load_run
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig, initialize
 
 
@@ -118,7 +122,23 @@ def power_cosine(scale: float, power: float) -> Callable[[float], float]:
     return lambda progress: scale * (1 - math.cos(math.pi * progress ** power)) / 2
 
 
+def guided_classes(run: str, samples: int = 256) -> None:
+    """How often a run that was trained with class dropout draws what its label says, by the toy's
+    rule, at several guidance scales."""
+    loaded = load_run(run)
+    scales = {"none": 0.0, "1": 1.0, "3": 3.0, "9": 9.0, "9, power 1": power_cosine(9.0, 1.0),
+              "9, power 3": power_cosine(9.0, 3.0)}
+    print("guidance        right direction   right shape")
+    for name, scale in scales.items():
+        decoding = loaded.config.decoding | dict(guidance_scale=scale)
+        rates = measure_classes(loaded.tokenizer, loaded.transformer, samples, decoding,
+                                frames=loaded.config.frames)
+        print(f"{name:15} {rates['right_direction']:15.1%} {rates['right_shape']:13.1%}")
+
+
 def main() -> None:
+    if len(sys.argv) > 1:
+        return guided_classes(sys.argv[1])
     L = FACTORIZED_TRANSFORMERS["L"]
     image = replace(L, num_classes=1000, num_tokens=256, num_tasks=0, task_names=())
     for title, config in (("Kinetics-600, 1,280 tokens", L), ("pictures, 256 tokens", image),

@@ -84,8 +84,9 @@ def ms_ssim(a: Tensor, b: Tensor, scales: int = 5) -> Tensor:
 
     The product of the mean contrasts of all scales, each half as fine as the one before, and of
     the coarsest one's SSIM, each to the power of its weight. On grey and with ssim's window. Five
-    scales need 161 pixels a side. Fewer, with weights that make one again, are another measure:
-    say so. Where structure is opposite (below 0) it counts as none.
+    scales need 161 pixels a side; an odd side repeats its last pixel (TensorFlow). Fewer, with
+    weights that make one again, are another measure: say so. Where structure is opposite (below
+    0) it counts as none.
     """
     if not 1 <= scales <= 5:
         raise ValueError(f"{scales} scales; wanted 1 to 5")
@@ -97,7 +98,8 @@ def ms_ssim(a: Tensor, b: Tensor, scales: int = 5) -> Tensor:
         last = contrast * luminance if scale == scales - 1 else contrast
         power = SCALE_WEIGHTS[scale] / sum(SCALE_WEIGHTS[:scales])
         similarity = similarity * last.mean(dim=(-3, -2, -1)).clamp(min=0) ** power
-        x, y = (F.avg_pool2d(picture, 2) for picture in (x, y))
+        x, y = (F.avg_pool2d(F.pad(picture, (0, picture.shape[-1] % 2, 0, picture.shape[-2] % 2),
+                                   mode="replicate"), 2) for picture in (x, y))
     return similarity.view(a.shape[:-3])
 
 

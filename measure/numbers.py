@@ -126,7 +126,8 @@ def print_tasks(results: dict[str, dict[str, dict]]) -> None:
 def print_abilities(directory: str) -> None:
     """Without a run: which protocol could give which number with the weights at hand."""
     names = {}
-    for metric, title in METRICS.items():
+    for metric in dict.fromkeys(metric for row in PROTOCOLS.values() for metric in row.metrics):
+        title = METRICS[metric]
         try:
             judges = open_judges([metric], directory, torch.device("cpu"))
             names[metric] = entry(metric, (0.0, 0.0), 0, 1, judges, [])[0]

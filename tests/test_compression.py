@@ -39,8 +39,9 @@ def oracle_terms(x, y):
 
 
 def halved(x):
+    x = np.pad(x, ((0, len(x) % 2), (0, len(x[0]) % 2)), mode="edge")
     h, w = len(x) // 2, len(x[0]) // 2
-    return x[:2 * h, :2 * w].reshape(h, 2, w, 2).mean((1, 3))
+    return x.reshape(h, 2, w, 2).mean((1, 3))
 
 
 def pictures(side, noise=0.1):

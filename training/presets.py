@@ -257,8 +257,8 @@ PRESETS = {
 # MAGVIT-v2, App. A.1 and A.2. Stage 2 predicts a code as two factors of 2^9: docs/magvit2.md.
 PRESETS["k600-v2"] = replace(
     PRESETS["k600-L"], frames=17, tokenizer="v2 appendix", transformer="v2 L",
-    inflate="last", reconstruction_weight=5.0, entropy_boost=3.0, tokenizer_epochs=190, transformer_epochs=360,
-    decode_schedule="cosine", decode_temperature=32.0)
+    inflate="last", reconstruction_weight=5.0, entropy_boost=3.0, tokenizer_epochs=190,
+    transformer_epochs=360, decode_schedule="cosine", decode_temperature=32.0)
 PRESETS["toy-v2"] = replace(
     PRESETS["toy"], frames=17, tokenizer="v2 toy", inflate="last", reconstruction_weight=5.0,
     codebook_from_data=False, entropy_weight=0.03, entropy_boost=3.0, entropy_boost_steps=200,

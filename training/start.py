@@ -192,8 +192,8 @@ def transformer_from_run(model: MaskedTransformer, init: Path, class_names: list
     other = load_network(state)
     refuse_other_size(model.config, other.config, init)
     if model.config.table_size != model.config.vocabulary_size:
-        raise ValueError(f"a {type(model).__name__} has no row for each code, and cannot start from "
-                         f"{init}; give --stage tokenizer")
+        raise ValueError(f"a {type(model).__name__} has no row for each code, and cannot start "
+                         f"from {init}; give --stage tokenizer")
     theirs = list(state["config"]["data"]["class_names"])
     rows = {code: code for code in range(model.config.codebook_size)}             # ours -> theirs
     first, first_there = (network.config.codebook_size for network in (model, other))
