@@ -80,13 +80,13 @@ ARMS = {
 def arm_config(name: str, preset: TrainConfig, tokenizer: nn.Module) -> TrainConfig:
     """A preset's configuration with what an arm has otherwise."""
     arm, config = ARMS[name], replace(preset, **ARMS[name].settings)
-    grid, more = tokenizer.latent_shape(*config.clip_shape), {}
+    grid, more, lead = tokenizer.latent_shape(*config.clip_shape), {}, getattr(tokenizer, "lead", 0)
     if arm.kind is WindowConfig:
         t, h, w = grid
         more = dict(grid=grid, windows=((1, h, w), (t, min(4, h // 2), min(4, w // 2))))
     elif arm.kind is not None:
         more = dict(prefix_length=max(int(given_tokens(
-            task, config.clip_shape, grid, config.condition_frames).sum())
+            task, config.clip_shape, grid, config.condition_frames, lead).sum())
             for task in config.tasks))
     base = transformer_config(config, 0, tokenizer)
     return replace(config, transformer=(arm.kind or type(base))(**asdict(base) | more))
@@ -127,7 +127,7 @@ def train_arm(name: str, preset: TrainConfig, data: DataConfig | ClipSource, run
                 len(set(config.tasks)) == 1 and not config.init):
             align_prefix(stage.trainee.networks["transformer"], given_tokens(
                 config.tasks[0], config.clip_shape, network.latent_shape(*config.clip_shape),
-                config.condition_frames))
+                config.condition_frames, getattr(network, "lead", 0)))
 
     finished = train(config, data, run, stage="transformer", prepare=prepare, draw=False,
                      processes=processes)

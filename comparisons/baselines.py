@@ -47,10 +47,11 @@ class PrefixConfig(TransformerConfig):
         return super().sequence_length + self.prefix_length
 
 
-def given_tokens(task: str, shape: Grid, grid: Grid, condition_frames: int = 1) -> Tensor:
-    """(N,) bool, True where a task of clips (T, H, W) gives a token of the grid (t, h, w)."""
-    valid = make_condition(torch.zeros(1, 3, *shape), task, condition_frames)[1]
-    return ~is_padding(valid, grid).flatten()
+def given_tokens(task: str, shape: Grid, grid: Grid, frames: int = 1, lead: int = 0) -> Tensor:
+    """(N,) bool, True where a task of clips (T, H, W), with so many frames given, gives a token of
+    the grid (t, h, w); lead as in is_padding."""
+    valid = make_condition(torch.zeros(1, 3, *shape), task, frames)[1]
+    return ~is_padding(valid, grid, lead).flatten()
 
 
 class PrefixTransformer(MaskedTransformer):
