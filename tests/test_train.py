@@ -387,7 +387,7 @@ def test_the_command_line_names_the_run_to_start_from(shapes_run):
     (dict(tokenizer_batch=5), 2, "tokenizer_batch is 5; wanted a multiple of the 2 processes"),
     (dict(transformer=replace(TRANSFORMERS["toy"], hidden_size=100)), 1,
      "start_local needs a hidden size .*got 100"),
-    (dict(transformer="XXL"), 1, "transformer 'XXL' is unknown; choose from B L H toy"),
+    (dict(transformer="XXL"), 1, "transformer 'XXL' is unknown; choose from B, L, H, toy"),
     (dict(tasks=("FP", "XY")), 1, "task 'XY' is unknown"),
     (dict(tokenizer=replace(TOKENIZERS["toy"], base_channels=8), adversarial_weight=0.1), 1,
      "discriminator .* is unknown")])
