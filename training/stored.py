@@ -151,9 +151,7 @@ def refuse_other_table(table: Table, tokenizer: nn.Module, config: TrainConfig, 
 def write_tokens(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, folder: Path,
                  copies: int = 1, processes: Processes = Processes()) -> None:
     """Tokens of all clips, in `copies` augmentations, as files. Goes on where it was stopped.
-
-    ValueError where the folder has tokens of other clips, or by another tokenizer.
-    """
+    ValueError where the folder has tokens of other clips, or by another tokenizer."""
     tasks = [task for task in config.tasks if source.class_names or not TASKS[task].needs_classes]
     facts = facts_of(tokenizer, source, config, tasks, copies * len(source))
     if facts_in(folder) not in (None, facts):
