@@ -30,6 +30,7 @@ from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource, load_batch, to_float
 from decode import generate
 from measure.metrics import frames_of, mean_of_finite, motion, psnr, ssim
+from measure.toy import Judge
 from pictures import draw_curves, write_grid
 from steps import autocast
 from training.checkpoint import Run, load_checkpoint, load_network, load_run
@@ -81,9 +82,11 @@ def evaluate_tasks(run: Run, source: ClipSource, tasks: list[str], clips: int) -
     """Per task: PSNR against the real clip inside the given region, outside it, and over all.
 
     Inside says how well the condition is kept; outside need not be high, since many videos fit
-    a condition.
+    a condition. On the toy also the shares of toy.Judge.
     """
     table, device = {}, next(run.transformer.parameters()).device
+    judge = (Judge(run.config.frames, run.config.condition_frames)
+             if run.data.dataset == "shapes" else None)
     video, label = (each.to(device) for each in load_batch(source, 0, clips, 0, augment=False))
     done = do_each(run, tasks, video, label, condition_frames=run.config.condition_frames,
                    **run.config.decoding)
@@ -93,6 +96,8 @@ def evaluate_tasks(run: Run, source: ClipSource, tasks: list[str], clips: int) -
         regions = dict(psnr_given=given, psnr_generated=~given, psnr=torch.ones_like(given))
         table[task] = {name: round(-10 * error[region].mean().log10().item(), 2)
                        if error[region].any() else None for name, region in regions.items()}
+        if judge:
+            table[task] |= judge(task, generated, video, label)
     return table
 
 
@@ -268,11 +273,15 @@ def print_report(metrics: dict) -> None:
     if "reconstruction_not_averaged" in metrics:
         raw = metrics["reconstruction_not_averaged"]["psnr"]
         print(f"  by the weights that were not averaged: {raw:.2f} dB (a short run: see both)")
-    print("task   PSNR inside the given region   outside (dB)")
+    judged = [name for name in ("right_shape", "right_direction", "recited")
+              if all(name in row for row in metrics["tasks"].values())]
+    print("task   PSNR inside the given region   outside (dB)",
+          *(name.replace("_", " ") for name in judged), sep="   ")
     for task, row in metrics["tasks"].items():
         given, generated = ("-" if row[name] is None else f"{row[name]:.2f}"
                             for name in ("psnr_given", "psnr_generated"))
-        print(f"{task:5} {given:>29} {generated:>14}")
+        print(f"{task:5} {given:>29} {generated:>14}",
+              *(f"{row[name]:>{len(name) + 2}.0%}" for name in judged), sep=" ")
     if "class_conditional_generation" in metrics:
         print("class-conditional generation: right direction in {right_direction:.1%}, right shape "
               "in {right_shape:.1%} of {samples} samples".format(
