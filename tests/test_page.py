@@ -1,6 +1,6 @@
 """The page to play with: one file, the algorithm's own numbers, links that hold, a real browser.
 
-    python tests/test_page.py --write     puts today's template and line numbers into docs/index.html;
+    python tests/test_page.py --write     puts today's template and line numbers into the page;
                                           `python figures.py page` records anew
 """
 import base64
@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 
 import page.record as room
-from commit import mask_ratio, num_masked, tokenize_condition
+from commit import TASKS, mask_ratio, num_masked, tokenize_condition
 from data.source import all_clips
 from page.record import CLIPS, METHODS, SCHEDULES, filled, page, record, source_lines
 from training.checkpoint import load_run
@@ -33,10 +33,18 @@ def data_of(text):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A page of one task."""
+    """A page of one task, two clips and two schedules, which takes seconds."""
     folder = tmp_path_factory.mktemp("page")
-    page(ROOT / "assets/toy", folder, (TASK,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "CLIPS", 2)
+        patch.setattr(room, "SCHEDULES", SCHEDULES[:2])
+        page(ROOT / "assets/toy", folder, (TASK,))
     return folder / "index.html"
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return data_of(SHIPPED.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +72,15 @@ def test_the_page_is_one_file_that_needs_no_network(made):
         assert "{{" not in text
 
 
-def test_the_shipped_page_has_todays_template_and_all_it_lets_one_choose():
-    text = SHIPPED.read_text()
-    assert text == filled(data_of(text)), "run: python tests/test_page.py --write"
-    data = data_of(text)
-    assert len(data["recordings"]) == len(data["conditions"]) * CLIPS * len(METHODS) * len(SCHEDULES)
-    assert len(data["conditions"]) == 10
+def test_the_shipped_page_has_todays_template_and_all_it_lets_one_choose(shipped):
+    assert SHIPPED.read_text() == filled(shipped), "run: python tests/test_page.py --write"
+    assert len(shipped["recordings"]) == 10 * CLIPS * len(METHODS) * len(SCHEDULES)
+    assert list(shipped["conditions"]) == list(TASKS)
 
 
 @pytest.mark.parametrize("name", source_lines())
-def test_each_link_leads_to_the_line_that_it_names(name):
-    place = data_of(SHIPPED.read_text())["lines"][name]
+def test_each_link_leads_to_the_line_that_it_names(shipped, name):
+    place = shipped["lines"][name]
     line = (ROOT / place["file"]).read_text().splitlines()[place["line"] - 1]
     kind, _, number = name.partition(" ")
     assert place["code"] == line.strip()
@@ -97,27 +103,29 @@ def test_a_line_that_moved_away_is_missed(monkeypatch):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("method", METHODS)
-def test_as_many_tokens_stay_unknown_as_line_6_says_and_none_in_the_end(data, method, schedule):
-    steps = data["steps"]
-    is_pad = torch.tensor(data["conditions"][TASK]["is_pad"]).bool()
-    free = len(is_pad) if method == "COMMIT" else int(is_pad.sum())
-    ratio = mask_ratio(torch.arange(1, steps + 1).double() / steps, schedule, len(is_pad))
-    wanted = num_masked(ratio, free)[:-1].tolist() + [0]
-    for clip in range(CLIPS):
-        decided = torch.tensor(data["recordings"][f"{TASK}/{clip}/{method}/{schedule}"]["decided"])
-        unknown = [int((decided > step).sum()) for step in range(1, steps + 1)]
-        assert unknown == [min(count, free) for count in wanted]
-        assert torch.equal(decided == 0, ~is_pad & (method != "COMMIT"))
+def test_as_many_tokens_stay_unknown_as_line_6_says_and_none_in_the_end(shipped, method, schedule):
+    steps = shipped["steps"]
+    for task, condition in shipped["conditions"].items():
+        is_pad = torch.tensor(condition["is_pad"]).bool()
+        free = len(is_pad) if method == "COMMIT" else int(is_pad.sum())
+        ratio = mask_ratio(torch.arange(1, steps + 1).double() / steps, schedule, len(is_pad))
+        wanted = num_masked(ratio, free)[:-1].tolist() + [0]
+        for clip in range(CLIPS):
+            recording = shipped["recordings"][f"{task}/{clip}/{method}/{schedule}"]
+            decided = torch.tensor(recording["decided"])
+            assert wanted == [int((decided > step).sum()) for step in range(1, steps + 1)]
+            assert torch.equal(decided == 0, ~is_pad & (method != "COMMIT"))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_recorded_tokens_are_those_that_decoding_gives_and_the_decided_stay(data, method):
     run = load_run(ROOT / "assets/toy")
-    recordings = [data["recordings"][f"{TASK}/{clip}/{method}/cosine"] for clip in range(CLIPS)]
+    B = len(data["clips"])
+    recordings = [data["recordings"][f"{TASK}/{clip}/{method}/cosine"] for clip in range(B)]
     condition = torch.tensor([clip["tokens"] for clip in data["conditions"][TASK]["clips"]])
     states = list(METHODS[method](
-        run.transformer, torch.full((CLIPS,), run.transformer.prompts.index(TASK)),
-        torch.full((CLIPS,), run.transformer.no_class), condition,
+        run.transformer, torch.full((B,), run.transformer.prompts.index(TASK)),
+        torch.full((B,), run.transformer.no_class), condition,
         torch.tensor(data["conditions"][TASK]["is_pad"]).bool(), steps=data["steps"],
         temperature=run.config.decode_temperature, generator=torch.Generator().manual_seed(0)))
     for clip, recording in enumerate(recordings):
@@ -161,16 +169,28 @@ def test_scores_are_those_of_algorithm_1_and_the_cutoff_parts_them():
 # ---------------------------------------------------------------------------------------------
 # In a browser
 
+TELL = """
+<script>
+addEventListener("message", event => {
+  const told = document.createElement("pre");
+  told.id = "seen";
+  told.textContent = event.data;
+  document.body.append(told);
+});
+</script>
+"""
+PHONE = '<body><iframe src="index.html" width="360" height="800" style="border: 0"></iframe></body>'
 VISIT = """
 <script>
 addEventListener("load", async () => {
   const wait = () => new Promise(done => setTimeout(done, 150));
   const picture = id => $(id).toDataURL(), seen = {}, errors = [];
   addEventListener("error", event => errors.push(event.message));
-  const kinds = () => [...document.querySelectorAll("#inputs button")].map(b => b.className.split(" ")[0]);
-  const count = (all, kind) => all.filter(each => each === kind).length;
-  const press = (where, key) => where.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+  const all = query => [...document.querySelectorAll(query)];
+  const kinds = () => all("#inputs button").map(button => button.className.split(" ")[0]);
+  const count = (many, kind) => many.filter(each => each === kind).length;
   await wait();
+  seen.start = [state.playing, innerWidth];
   if (state.playing) $("play").click();
   const walk = [];
   for (let step = 1; step <= K; step++) {
@@ -186,7 +206,8 @@ addEventListener("load", async () => {
   const refined = picture("decoded"), real = picture("real");
   document.querySelectorAll("#method input")[1].click();
   await wait();
-  seen.method = [location.hash, picture("decoded") !== refined, count(kinds(), "given"), picture("real") === real];
+  seen.method = [location.hash, picture("decoded") !== refined, count(kinds(), "given"),
+                 picture("real") === real];
   document.querySelectorAll("#schedule input")[1].click();
   document.querySelectorAll("#clip input")[1].click();
   await wait();
@@ -198,31 +219,29 @@ addEventListener("load", async () => {
   document.querySelector('[data-line="case 2"]').click();
   seen.line = [$("said").textContent, $("link").getAttribute("href"),
                document.querySelectorAll("#inputs .untouched").length];
-  const cells = [...document.querySelectorAll("#inputs button")];
+  const cells = all("#inputs button");
   cells[5].focus();
-  press(cells[5], "ArrowDown");
-  seen.key = [state.token, document.activeElement === cells[9], $("token").textContent.includes("Token 9")];
+  cells[5].dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true}));
+  seen.key = [state.token, document.activeElement === cells[9],
+              $("token").textContent.includes("Token 9")];
   seen.tabs = document.querySelectorAll("#inputs [tabindex='0']").length;
-  seen.nameless = [...document.querySelectorAll("button, input, select, canvas, svg")].filter(each =>
+  seen.nameless = all("button, input, select, canvas, svg").filter(each =>
     !(each.textContent.trim() || each.labels?.length || each.getAttribute("aria-label")
       || each.getAttribute("aria-hidden"))).length;
   seen.wide = document.documentElement.scrollWidth > innerWidth;
   seen.errors = errors;
-  const told = document.createElement("pre");
-  told.id = "seen";
-  told.textContent = JSON.stringify(seen);
-  document.body.append(told);
+  parent.postMessage(JSON.stringify(seen), "*");                     // to itself, but in a frame
 });
 </script>
 """
 
 
-def visited(path, profile, size, *flags):
-    """What VISIT has seen on the page in a window of that size, and what the console said."""
+def visited(path, profile, *flags):
+    """What VISIT has seen on the page, and what the console said."""
     done = subprocess.run([
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={profile}", f"--window-size={size}", "--virtual-time-budget=20000",
+        f"--user-data-dir={profile}", "--window-size=1200,900", "--virtual-time-budget=20000",
         "--enable-logging=stderr", *flags, "--dump-dom", path.as_uri()],
         text=True, capture_output=True, timeout=60)
     seen = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)
@@ -234,9 +253,9 @@ def visited(path, profile, size, *flags):
 @pytest.mark.skipif(not BROWSER, reason="no chromium or chrome on the PATH to open the page with")
 def test_the_page_works_in_a_browser_by_mouse_and_keyboard(made, data, tmp_path):
     path = tmp_path / "index.html"
-    path.write_text(made.read_text().replace("</body>", VISIT + "</body>"))
-    seen, console = visited(path, tmp_path / "profile", "1200,900")
-    assert console == [] and seen["errors"] == []
+    path.write_text(made.read_text().replace("</body>", TELL + VISIT + "</body>"))
+    seen, console = visited(path, tmp_path / "profile")
+    assert console == [] and seen["errors"] == [] and seen["start"] == [True, 1200]
     decided = torch.tensor(data["recordings"][f"{TASK}/0/COMMIT/cosine"]["decided"])
     steps, is_pad = data["steps"], sum(data["conditions"][TASK]["is_pad"])
     assert seen["label"] == [f"Step {step} of {steps}" for step in range(1, steps + 1)]
@@ -253,6 +272,17 @@ def test_the_page_works_in_a_browser_by_mouse_and_keyboard(made, data, tmp_path)
                                 len(decided) - int(left.sum())]
     assert seen["key"] == [9, True, True]
     assert seen["tabs"] == 1 and seen["nameless"] == 0 and not seen["wide"]
+
+
+@pytest.mark.skipif(not BROWSER, reason="no chromium or chrome on the PATH to open the page with")
+def test_the_page_fits_a_phone_and_stands_still_for_who_wants_no_motion(made, tmp_path):
+    """In a frame, since a window of Chromium is at least 500 pixels wide."""
+    (tmp_path / "index.html").write_text(made.read_text().replace("</body>", VISIT + "</body>"))
+    path = tmp_path / "phone.html"
+    path.write_text(PHONE.replace("</body>", TELL + "</body>"))
+    seen, console = visited(path, tmp_path / "profile", "--force-prefers-reduced-motion")
+    assert console == [] and seen["errors"] == []
+    assert seen["start"] == [False, 360] and not seen["wide"]
 
 
 if __name__ == "__main__":
