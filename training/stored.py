@@ -196,7 +196,7 @@ def main() -> None:
         config = from_plain(state["config"]["train"], TrainConfig)
         data = from_plain(state["config"]["data"], DataConfig)
         source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
-                             index=Path(options.run) / "videos.json")
+                             crop=config.crop, index=Path(options.run) / "videos.json")
         write_tokens(load_network(state, processes.device), source, config, Path(options.out),
                      options.copies, processes)
     except (ValueError, OSError) as error:
