@@ -8,7 +8,7 @@ Read    FIGURES at the end, then the function of the picture you want to change.
 
 Not here: how to paint (pictures.py); curves of training (tests/ablations.py). Nothing imports this.
 
-Run:    python figures.py                 all of them but real and panorama
+Run:    python figures.py                 all of them but real, panorama and page
         python figures.py leak steps      some of them
         python figures.py real RUN        one of a run of yours
 """
@@ -32,6 +32,7 @@ from long_video import extend, generate_with, outpaint
 from measure.influence import context_shares, gradient_norms, leaking_shares, seam_errors
 from measure.metrics import frames_of, psnr
 from measure.report import draw_losses, draw_samples, measurable_tasks
+from page.record import page
 from pictures import (DECIDED, GIVEN, MASKED, PADDED, WRONG, canvas, cells, draw_curves,
                       draw_ids, strip, write_grid)
 from tokenizer import TOKENIZERS, VideoTokenizer
@@ -207,8 +208,7 @@ def steps(run: Path = TOY, out: Path = ASSETS, task: str = "OPD", clip: int = 48
         model, prompt, torch.full_like(prompt, model.no_class), condition, is_pad,
         generator=torch.Generator().manual_seed(0), **trained.config.decoding))
         for name, decode in (("COMMIT", commit_decode), ("tokens kept", latent_masking))}
-    shown = sorted({round(i * (count - 1) / 4) for i in range(5)})
-    frames = [2, 6, 10, 14]
+    shown, frames = sorted({round(i * (count - 1) / 4) for i in range(5)}), [2, 6, 10, 14]
     with canvas(out / "steps.png", 5, len(shown), (3.1 * len(shown), 5.2), dpi=75) as axes:
         for row, (name, sequence) in enumerate(sequences.items()):
             unknown = torch.ones_like(is_pad)
@@ -346,7 +346,7 @@ def gradients(run: Path = TOY, out: Path = ASSETS) -> None:
 
 FIGURES = {figure.__name__: figure for figure in (
     tasks, schedules, tokens, conditions, leak, steps, windows, panorama, longer, samples,
-    gradients, loss, real)}
+    gradients, loss, real, page)}
 
 
 def main() -> None:
@@ -354,7 +354,7 @@ def main() -> None:
     rest = [name for name in sys.argv[1:] if name not in FIGURES]
     if rest and not Path(rest[0]).is_dir():
         sys.exit(f"figures.py: {rest[0]} is no run and no figure; choose from {' '.join(FIGURES)}")
-    for name in names or [name for name in FIGURES if name not in ("real", "panorama")]:
+    for name in names or [name for name in FIGURES if name not in ("real", "panorama", "page")]:
         print(name, flush=True)
         try:
             FIGURES[name](*(Path(run) for run in rest))

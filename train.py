@@ -139,7 +139,7 @@ def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource,
     if not callable(tokens):
         table = open_table(tokens) if tokens else None
         facts |= dict(tokens=digest(table.facts)) if table else {}
-        tokens = TokenSource(tokenizer, source, config, processes, num_classes, table)
+        tokens = TokenSource(tokenizer, source, config, processes, num_classes, table, run / "pool")
     if config.compile:
         transformer.compile()
     steps, warmup = config.steps("transformer", len(source))

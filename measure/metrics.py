@@ -75,6 +75,19 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (luminance * contrast).mean(dim=(-2, -1))
 
 
+def motion(real: Tensor, decoded: Tensor) -> tuple[float, float]:
+    """How much of the motion of real videos is left in decoded ones, both (B, 3, T, H, W).
+
+    First the energy of the differences between neighbouring frames, decoded over real: a still
+    picture has 0, and flicker adds to it. Then the share of the real differences that the decoded
+    ones explain, 1 - |d' - d|^2 / |d|^2: flicker takes from it. NaN where nothing real moves.
+    """
+    check_pictures(frames_of(real), frames_of(decoded))
+    d, ours = real.double().diff(dim=2), decoded.double().diff(dim=2)
+    energy = d.square().sum()
+    return (ours.square().sum() / energy).item(), (1 - (ours - d).square().sum() / energy).item()
+
+
 # Wang et al. 2003: what the eye makes of each scale, from the finest on.
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Iterator
@@ -28,7 +29,7 @@ from data.clips import load_clip
 from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource, load_batch, to_float
 from decode import generate
-from measure.metrics import frames_of, mean_of_finite, psnr, ssim
+from measure.metrics import frames_of, mean_of_finite, motion, psnr, ssim
 from pictures import draw_curves, write_grid
 from steps import autocast
 from training.checkpoint import Run, load_checkpoint, load_network, load_run
@@ -40,18 +41,21 @@ from training.checkpoint import Run, load_checkpoint, load_network, load_run
 @torch.no_grad()
 def evaluate_reconstruction(tokenizer: nn.Module, source: ClipSource, clips: int,
                             batch: int = 16) -> dict:
-    """PSNR, SSIM and codes used, of centre clips through the tokenizer and back."""
-    values, used = [], torch.zeros(tokenizer.codebook_size, dtype=torch.bool)
+    """PSNR, SSIM, motion and codes used, of centre clips through the tokenizer and back."""
+    videos, used = [], torch.zeros(tokenizer.codebook_size, dtype=torch.bool)
     device = next(tokenizer.parameters()).device
     for step in range(-(-clips // batch)):
         video, _ = load_batch(source, step, batch, seed=0, augment=False)
         tokens = tokenizer.encode(video.to(device))
         used[tokens.unique().cpu()] = True
-        pair = frames_of(tokenizer.decode(tokens).clamp(0, 1)).cpu(), frames_of(video)
-        values.append(torch.stack([mean_of_finite(psnr(*pair)), ssim(*pair).mean(1)]))
-    means = mean_of_finite(torch.cat(values, dim=1)[:, :clips]).tolist()
-    return dict(psnr=round(means[0], 3), ssim=round(means[1], 3), codes_used=int(used.sum()),
-                codes=len(used), codes_used_share=round(used.float().mean().item(), 3), clips=clips)
+        videos.append((video, tokenizer.decode(tokens).clamp(0, 1).cpu()))
+    real, decoded = (torch.cat(each)[:clips] for each in zip(*videos))
+    pair = frames_of(real), frames_of(decoded)
+    means = mean_of_finite(torch.stack([mean_of_finite(psnr(*pair)), ssim(*pair).mean(1)])).tolist()
+    energy, kept = (round(x, 3) if math.isfinite(x) else None for x in motion(real, decoded))
+    return dict(psnr=round(means[0], 3), ssim=round(means[1], 3), motion_energy=energy,
+                motion_kept=kept, codes_used=int(used.sum()), codes=len(used),
+                codes_used_share=round(used.float().mean().item(), 3), clips=clips)
 
 
 def do_each(run: Run, tasks: list[str], video: Tensor, label: Tensor, *, condition_frames: int,
@@ -233,11 +237,12 @@ def do_tasks(options: argparse.Namespace) -> None:
         print(f"this run was not trained on {' '.join(unseen)}", file=sys.stderr)
     asked = {name: getattr(options, name) for name in run.config.decoding
              if getattr(options, name) is not None}
-    draw_samples(run, video.to(next(run.transformer.parameters()).device), label, options.out,
-                 tasks, samples=options.samples, seed=options.seed,
-                 guidance_scale=options.guidance_scale,
-                 condition_frames=options.condition_frames or run.config.condition_frames,
-                 **run.config.decoding | asked)
+    device = next(run.transformer.parameters()).device
+    with autocast(run.config.precision, device):                      # as the run was trained
+        draw_samples(run, video.to(device), label, options.out, tasks, samples=options.samples,
+                     seed=options.seed, guidance_scale=options.guidance_scale,
+                     condition_frames=options.condition_frames or run.config.condition_frames,
+                     **run.config.decoding | asked)
     print(f"wrote {options.out}")
 
 
@@ -256,6 +261,9 @@ def print_report(metrics: dict) -> None:
     print(f"\nmeasured on {metrics['data']}")
     print("reconstruction: {psnr:.2f} dB PSNR, {ssim:.3f} SSIM, {codes_used} of {codes} codes used "
           "({clips} clips)".format(**metrics["reconstruction"]))
+    if metrics["reconstruction"]["motion_energy"] is not None:
+        print("  motion: {motion_energy:.0%} of the energy of frame differences, {motion_kept:.0%} "
+              "of them explained".format(**metrics["reconstruction"]))
     if "reconstruction_not_averaged" in metrics:
         raw = metrics["reconstruction_not_averaged"]["psnr"]
         print(f"  by the weights that were not averaged: {raw:.2f} dB (a short run: see both)")

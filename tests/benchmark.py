@@ -3,6 +3,8 @@
     python tests/benchmark.py            toy, B, L and H on this machine (a GPU, if there is one),
                                          then whole generation
     python tests/benchmark.py --input DIR    clips a second out of your videos (input_speed.py)
+    python tests/benchmark.py --inference    encode, decode, Algorithm 1, generate, beside the limit
+                                             of this machine (inference_speed.py)
     python tests/benchmark.py entropies  MAGVIT-v2's entropy loss over 2^18 codes, by halves and not
 
 Each row runs in a process of its own, so that peak memory is its own. Made-up clips; the time is
@@ -24,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import inference_speed  # noqa: E402
 import input_speed  # noqa: E402
 
 from decode import generate  # noqa: E402
@@ -130,6 +133,8 @@ if __name__ == "__main__":
         print(measure_entropies(sys.argv[2]))
     elif sys.argv[1:2] == ["--input"]:
         print(input_speed.table(Path(sys.argv[2])))
+    elif sys.argv[1:2] == ["--inference"]:
+        inference_speed.show(sys.argv[2:])
     elif sys.argv[1:2] == ["generation"]:
         print(measure_generation(sys.argv[2], int(sys.argv[3])))
     elif len(sys.argv) > 1:

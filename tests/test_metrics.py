@@ -7,7 +7,7 @@ import torch
 
 from measure.features import measure_videos
 from measure.metrics import (best_of_trials, frechet_distance, fvd, fvd_infinity, gaussian, kvd,
-                             inception_score, intercept, over_folds, psnr, ssim)
+                             inception_score, intercept, motion, over_folds, psnr, ssim)
 from measure.numbers import score
 from measure.networks import I3D, randomize
 
@@ -74,6 +74,19 @@ def test_the_best_of_n_is_the_oracles_and_not_the_best_of_each_frame():
     assert np.allclose(best, oracle)
     too_good = [per_frame[clips == clip].amax(0).mean().item() for clip in (3, 5, 9)]
     assert best.mean() < np.mean(too_good)
+
+
+def test_motion_is_that_of_frame_differences_and_flicker_is_none():
+    real = torch.rand(2, 3, 4, 8, 8)
+    assert motion(real, real) == (1.0, 1.0)
+    still = real[:, :, :1].expand_as(real)
+    assert motion(real, still) == (0.0, 0.0)
+    half = real.mean(2, keepdim=True) / 2 + real / 2              # everything moves half as much
+    assert motion(real, half) == pytest.approx((0.25, 0.75))
+    flicker = (still / 2 + torch.rand(real.shape) / 2)
+    energy, kept = motion(real, flicker)
+    assert energy > 0.1 and kept < 0.2
+    assert math.isnan(motion(still, still)[0])
 
 
 def test_psnr_and_ssim_take_the_best_trial_each_on_its_own_and_lpips_the_mean():

@@ -23,7 +23,7 @@ from data.source import load_batch
 from training.checkpoint import load_checkpoint, load_network, read_checkpoint, save_checkpoint
 from training.command import parse
 from training.presets import PRESETS
-from training.stored import open_table, write_tokens
+from training.stored import make_rows, open_table, write_tokens
 
 SHORT = ["--stage", "tokenizer", "--no-report"]
 
@@ -299,6 +299,26 @@ def test_tokens_of_another_tokenizer_are_refused(folder, tmp_path):
     (tmp_path / "tokens/0000000.npy").unlink()
     with pytest.raises(FileNotFoundError, match="0000000.npy is missing, 1 of 1 files"):
         open_table(tmp_path / "tokens")
+
+
+def test_the_token_pool_is_made_once_and_kept_with_the_run(folder, tmp_path, monkeypatch):
+    train_small(folder, tmp_path / "one")
+    assert (tmp_path / "one/pool/tokens.json").exists()
+    whole = weights(tmp_path / "one", "transformer")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    made = []
+    monkeypatch.setattr("training.stored.make_rows", lambda *given: made.append(given) or
+                        make_rows(*given))
+    for path in (tmp_path / "one").glob("transformer.pt*"):
+        path.unlink()
+    train_small(folder, tmp_path / "one", stage="transformer")
+    assert not made
+    same(whole, weights(tmp_path / "one", "transformer"))
+    for path in (tmp_path / "other").glob("*.pt*"):            # another tokenizer, the old pool
+        path.unlink()
+    train_small(folder, tmp_path / "other", ["--seed", "1"])
+    assert len(made) == 1
+    assert open_table(tmp_path / "other/pool").facts["seed"] == 1
 
 
 def test_held_out_clips_are_looked_at_and_training_does_not_notice(folder, tmp_path):

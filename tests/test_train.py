@@ -526,13 +526,16 @@ def test_task_sets_are_spelled_out():
     assert parse(["toy", "--tasks", "CG", "CG", "FP"])[0].tasks == ("CG", "CG", "FP")
 
 
-def test_the_precision_follows_the_machine():
-    fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    for precision, enabled in (("bf16", True), ("float32", False), ("auto", fast)):
-        context = autocast(precision, torch.device("cpu"))
-        with context:
-            product = torch.ones(2, 2) @ torch.ones(2, 2)
-        assert (product.dtype == torch.bfloat16) == enabled
+@pytest.mark.parametrize("precision, cpu, enabled", [
+    ("bf16", {}, True), ("float32", dict(amx_bf16=True), False), ("auto", {}, False),
+    ("auto", dict(avx512_bf16=True, cpu_name="AMD EPYC"), True),
+    ("auto", dict(avx512_bf16=True, cpu_name="Intel Xeon"), False),
+    ("auto", dict(avx512_bf16=True, amx_bf16=True, cpu_name="Intel Xeon"), True)])
+def test_the_precision_follows_the_machine(monkeypatch, precision, cpu, enabled):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    with autocast(precision, torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert (product.dtype == torch.bfloat16) == enabled
 
 
 def test_tasks_that_all_need_classes_are_refused_before_anything_is_trained(tmp_path):

@@ -83,7 +83,8 @@ def facts_of(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, task
         is_pad = {task: tokenize_condition(tokenizer, video, task, config.condition_frames)[1]
                   for task in number}
     return dict(tokenizer=weights_hash(tokenizer)[:10], fingerprint=source.fingerprint(),
-                clips=len(source), shape=list(config.clip_shape), seed=config.seed,
+                clips=len(source), shape=list(config.clip_shape), stride=config.stride,
+                flip=config.flip, seed=config.seed, precision=config.precision,
                 condition_frames=config.condition_frames, entries=entries,
                 tokens=math.prod(tokenizer.latent_shape(*config.clip_shape)), rules=number,
                 codes=tokenizer.codebook_size,
@@ -149,14 +150,38 @@ def refuse_other_table(table: Table, tokenizer: nn.Module, config: TrainConfig, 
 
 def write_tokens(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, folder: Path,
                  copies: int = 1, processes: Processes = Processes()) -> None:
-    """Tokens of all clips, in `copies` augmentations, as files. Goes on where it was stopped."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Tokens of all clips, in `copies` augmentations, as files. Goes on where it was stopped.
+    ValueError where the folder has tokens of other clips, or by another tokenizer."""
     tasks = [task for task in config.tasks if source.class_names or not TASKS[task].needs_classes]
     facts = facts_of(tokenizer, source, config, tasks, copies * len(source))
-    there = folder / "tokens.json"
-    if there.exists() and json.loads(there.read_text()) != facts:
+    if facts_in(folder) not in (None, facts):
         raise ValueError(f"{folder} has tokens of other clips, or by another tokenizer: choose "
                          "another --out")
+    write_shards(tokenizer, source, config, folder, facts, processes)
+
+
+def keep_pool(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, folder: Path,
+              facts: dict) -> Table:
+    """The table of a run's pool, out of its folder; made there where it is not, or is another's."""
+    if facts_in(folder) not in (None, facts):
+        for path in [folder / "tokens.json", *folder.glob("*.npy")]:
+            path.unlink()
+    write_shards(tokenizer, source, config, folder, facts)
+    return open_table(folder)
+
+
+def facts_in(folder: Path) -> dict | None:
+    """The facts of the table in a folder, which may not be whole yet; None where there is none."""
+    there = folder / "tokens.json"
+    return json.loads(there.read_text()) if there.exists() else None
+
+
+def write_shards(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, folder: Path,
+                 facts: dict, processes: Processes = Processes()) -> None:
+    """The files of a table that are not there yet. The facts are first: whose files they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes.rank == 0:
+        write_whole(folder / "tokens.json", lambda file: file.write(json.dumps(facts).encode()))
     shards = range(0, facts["entries"], SHARD)
     for begin in shards[processes.rank::processes.world]:
         path = folder / f"{begin:07}.npy"
@@ -164,8 +189,6 @@ def write_tokens(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, 
             rows = make_rows(tokenizer, source, config, facts, begin,
                              min(begin + SHARD, facts["entries"]), processes.rank > 0)
             write_whole(path, lambda file: np.save(file, rows))
-    if processes.rank == 0:
-        write_whole(there, lambda file: file.write(json.dumps(facts).encode()))
 
 
 def write_whole(path: Path, write: Callable) -> None:

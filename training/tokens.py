@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from data.source import ClipSource, load_batch, to_float
 from steps import TokenBatch, autocast
 from training.checkpoint import load_checkpoint, load_network
 from training.processes import Processes, from_first, threads_of_this_process
-from training.stored import Table, facts_of, make_rows, refuse_other_table
+from training.stored import Table, facts_of, keep_pool, make_rows, refuse_other_table
 from training.presets import PRESETS, TrainConfig
 
 # The random streams of stage 2. Each is a function of (seed, its number, step).
@@ -48,12 +49,14 @@ class TokenSource:
     """step -> TokenBatch, this process's share of it.
 
     With a table (stored.py), tokens are looked up there. With config.token_pool = P, that is the
-    first P clips of the training order, augmented once, tokenized before the first step.
+    first P clips of the training order, augmented once, tokenized before the first step; the
+    folder `pool` keeps them for a run that goes on.
     """
 
     def __init__(self, tokenizer: nn.Module, source: ClipSource, config: TrainConfig,
-                 processes: Processes, num_classes: int, table: Table | None = None):
-        self.tokenizer, self.source = tokenizer, source
+                 processes: Processes, num_classes: int, table: Table | None = None,
+                 pool: Path | None = None):
+        self.tokenizer, self.source, self.pool = tokenizer, source, pool
         self.config, self.processes = config, processes
         self.no_class = num_classes
         self.tasks = [task for task in config.tasks
@@ -110,12 +113,14 @@ class TokenSource:
                   "tokenized once (--token-pool 0: all, anew in each step)", file=sys.stderr)
 
         def made() -> dict:
-            facts = facts_of(self.tokenizer, source, config, self.tasks, config.token_pool)
-            rows = make_rows(self.tokenizer, source, config, facts, 0, config.token_pool)
+            asked = self.tokenizer, source, config
+            facts = facts_of(*asked, self.tasks, config.token_pool)
+            rows = (make_rows(*asked, facts, 0, config.token_pool) if self.pool is None else
+                    np.concatenate(keep_pool(*asked, self.pool, facts).shards))
             return dict(facts=facts, rows=torch.from_numpy(rows.astype(np.int32)))
 
-        pool = from_first(made, self.processes)
-        return Table(pool["facts"], [pool["rows"].numpy()])
+        made_once = from_first(made, self.processes)
+        return Table(made_once["facts"], [made_once["rows"].numpy()])
 
     def _tokens(self, video: Tensor) -> Tensor:
         with autocast(self.config.precision, video.device):
