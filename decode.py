@@ -41,9 +41,9 @@ class DecodeState(NamedTuple):
 @torch.no_grad()
 def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_tokens: Tensor,
                   is_pad: Tensor, *, steps: int = 12, temperature: float = 4.5,
-                  schedule: str = "cosine",
+                  schedule: str = "cosine", generator: torch.Generator | None = None,
                   guidance_scale: float | Callable[[float], float] = 0.0,
-                  generator: torch.Generator | None = None,
+                  softmax_temperature: float | Callable[[float], float] = 1.0,
                   noise: Callable[[torch.Size], Tensor] | None = None,
                   masked_counts: Tensor | None = None, known: Tensor | None = None,
                   order: str = "confidence", grid: tuple[int, int, int] | None = None,
@@ -58,18 +58,17 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
     Gumbel noise times temperature, fading to none at the last step, is added to the scores, so
     that which tokens stay is left to chance at first. Temperature 0 is the printed algorithm.
 
-    The scores start at 0 below a cut-off of 1: every token is masked, so no token is read before
-    it is decided. The last step is special: gamma(1) N = 0, and a "0th smallest" score does not
-    exist, so everything that step predicts is taken as decided.
+    The scores start at 0 below a cut-off of 1: every token is masked, none is read before it is
+    decided. In the last step gamma(1) N = 0, a "0th smallest" score does not exist: all is decided.
 
     All noise is Gumbel from `generator`, two draws a step: of the logits' shape to sample the
     tokens, then (B, N) to rank them. To replay a recording, `noise(shape)` may return it instead,
     and masked_counts (steps, B) replaces ceil(gamma((t+1)/steps) N) in line 6.
 
     known (N,) or (B, N), True where condition_tokens are tokens of the answer: they never change,
-    and N in line 6 counts the others. guidance_scale: a number, or a function of t / steps. order:
-    what decides which tokens stay, "confidence" (App. B.3), "random", or "halton", places far apart
-    first, for which grid (t, h, w) is needed (ours).
+    and N in line 6 counts the others. guidance_scale, and softmax_temperature that divides logits:
+    a number, or a function of t / steps. order: what decides which tokens stay, "confidence"
+    (App. B.3), "random", or "halton", places far apart first, for which grid is needed (ours).
     """
     if steps < 1:
         raise ValueError(f"{steps} decoding steps; give at least 1")
@@ -90,8 +89,9 @@ def commit_decode(model: nn.Module, task: Tensor, label: Tensor, condition_token
     for t in range(steps):                                                        # line 2
         inputs = commit_mask(tokens, condition_tokens, is_pad, scores, cutoff,    # line 3
                              model.mask_id)
-        scale = guidance_scale(t / steps) if callable(guidance_scale) else guidance_scale
-        logits = guided_logits(model, inputs, tokens, task, label, scores, cutoff, scale)
+        scale, tau = (each(t / steps) if callable(each) else each
+                      for each in (guidance_scale, softmax_temperature))
+        logits = guided_logits(model, inputs, tokens, task, label, scores, cutoff, scale) / tau
         unknown = scores <= cutoff[:, None]
         sampled = codes_of((logits + noise(logits.shape)).argmax(-1), logits.shape[-1])
         tokens = torch.where(unknown, sampled, tokens)                            # line 4

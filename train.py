@@ -68,7 +68,7 @@ def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *
     run = Path(run)
     run.mkdir(parents=True, exist_ok=True)
     source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
-                         index=run / "videos.json")
+                         crop=config.crop, index=run / "videos.json")
     data = replace(data.resolved() if isinstance(data, DataConfig) else
                    DataConfig(dataset=f"object {type(data).__name__}"),
                    class_names=tuple(source.class_names))

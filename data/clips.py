@@ -37,8 +37,7 @@ from data.source import ClipSource, ThreeMethods, digest, load_batch, to_float
 
 def flag(name: str, default: str | bool | None, help: str, may_change: bool = False,
          choices: tuple[str, ...] | None = None):
-    """A field of DataConfig: its flag on the command line, and whether a stopped run may go on
-    with another value."""
+    """A field of DataConfig: its flag, and whether a stopped run may go on with another value."""
     return field(default=default, metadata=dict(flag=name, help=help, may_change=may_change,
                                                 choices=choices))
 
@@ -56,8 +55,8 @@ class DataConfig:
     split: str | None = flag("--split", None, "official list of training videos: trainlist01.txt, "
                              "train.json")
     test_split: str | None = flag("--test-split", None, "likewise of held-out videos", True)
-    layout: str = flag("--layout", "auto", "what lies in --data, where that is not plain; images "
-                       "is for --stage image", choices=LAYOUTS)
+    layout: str = flag("--layout", "auto", "what lies in --data, where that is not plain; images: "
+                       "each picture is a clip of one frame", choices=LAYOUTS)
     pad_short: bool = flag("--pad-short", False, "repeat the last frame of too short videos")
     dataset: str = "folder"                 # "shapes": drawn; "object Name": given from Python
     class_names: tuple[str, ...] = ()       # found in the data; a checkpoint records them
@@ -78,7 +77,7 @@ class DataConfig:
 
 
 def open_source(data: DataConfig | ClipSource, shape: tuple[int, int, int], *, stride: int = 1,
-                flip: bool = False, held_out: bool = False,
+                flip: bool = False, crop: float = 1.0, held_out: bool = False,
                 index: str | Path | None = None) -> ClipSource:
     """The data set of a run, as clips of (T, H, W); an object is what it is.
 
@@ -102,7 +101,7 @@ def open_source(data: DataConfig | ClipSource, shape: tuple[int, int, int], *, s
     if data.class_names:
         layout = with_classes(layout, list(data.class_names))
     return VideoFolder(root, (1 if layout.name == "images" else shape[0], *shape[1:]),
-                       stride=stride, flip=flip, pad_short=data.pad_short, index=index,
+                       stride=stride, flip=flip, crop=crop, pad_short=data.pad_short, index=index,
                        layout=layout)
 
 
@@ -197,18 +196,20 @@ class VideoFolder(ClipSource):
 
     layout None: what layouts.find_layout finds, each class a folder. Each video's short side is
     resized to H (bilinear, antialiased), then (H, W) is cropped and T frames are taken at
-    `stride`: at random places where `clip` gets a generator, else at the centre. What cannot be
-    used is named once on stderr and left out. `index` (a JSON file) keeps the frame counts, which
-    may mean decoding. Small folders are kept decoded in memory (cache_bytes).
+    `stride`: at random places where `clip` gets a generator, else at the centre. crop below 1: at
+    random it is crop to 1 of the short side that becomes (H, W). What cannot be used is named once
+    on stderr and left out. `index` (a JSON file) keeps the frame counts, which may mean decoding.
+    Small folders are kept decoded in memory (cache_bytes), if they are not resized at random.
     """
 
     parallel = True
 
     def __init__(self, root: str | Path, shape: tuple[int, int, int], *, stride: int = 1,
-                 flip: bool = False, pad_short: bool = False, index: str | Path | None = None,
-                 cache_bytes: int = 1 << 30, layout: Layout | None = None):
+                 flip: bool = False, crop: float = 1.0, pad_short: bool = False,
+                 index: str | Path | None = None, cache_bytes: int = 1 << 30,
+                 layout: Layout | None = None):
         self.root, (self.T, self.H, self.W), self.stride = Path(root), shape, stride
-        self.flip, self.pad_short = flip, pad_short
+        self.flip, self.crop, self.pad_short = flip, crop, pad_short
         layout = layout or find_layout(self.root)
         self.needed = (self.T - 1) * stride + 1
         counts = count_frames(layout.clips, self.root, index)
@@ -230,7 +231,8 @@ class VideoFolder(ClipSource):
         if not self.videos:
             raise ValueError(f"none of the {len(layout.clips)} videos in {self.root} can be used")
         pixels = sum(frames for _, frames in self.videos) * self.H * self.W * 3 * 16 // 9
-        self._cache: dict[Path, np.ndarray] | None = {} if pixels <= cache_bytes else None
+        kept = crop == 1 and pixels <= cache_bytes
+        self._cache: dict[Path, np.ndarray] | None = {} if kept else None
         self._named: set[Path] = set()
         self._naming = threading.Lock()
 
@@ -257,15 +259,15 @@ class VideoFolder(ClipSource):
         """A clip of video `index`; where that fails twice, of the next that does not.
 
         Where to begin and to crop, and whether to mirror, is drawn before any file is opened, and
-        holds for whichever video stands in. A failing one is named once, and tried again whenever
-        its turn comes. So a clip follows from index, random and the files as they are now alone:
-        a run that was resumed sees what one that was not does, whatever either saw fail before.
+        holds for whichever video stands in. A failing one is named once, and tried again at each
+        turn: a clip follows from index, random and the files alone, in a resumed run as well.
         """
         *places, coin = (None, None, None, 1.0) if random is None else random.random(4)
+        part = 1.0 if random is None or self.crop == 1 else random.uniform(self.crop, 1.0)
         for number in range(index, index + min(len(self), STAND_INS)):
             for _ in range(2):
                 try:
-                    video, label = self._cut(number % len(self), *places)
+                    video, label = self._cut(number % len(self), *places, part)
                 except (ValueError, OSError) as error:
                     failure = error
                 else:
@@ -288,19 +290,19 @@ class VideoFolder(ClipSource):
         stand in, an evaluation's numbers would depend on when the disk failed."""
         return self._crop(self._window(index, start), y, x), self.labels[index]
 
-    def _cut(self, index: int, start: float | None, y: float | None, x: float | None
-             ) -> tuple[np.ndarray, int]:
+    def _cut(self, index: int, start: float | None, y: float | None, x: float | None,
+             part: float) -> tuple[np.ndarray, int]:
         """A clip of a video and its label; all three places are of what is spare (place_of)."""
-        video = self._window(index, place_of(start, self.spare_frames(index)))
+        video = self._window(index, place_of(start, self.spare_frames(index)), part)
         return self._crop(video, y, x), self.labels[index]
 
-    def _window(self, index: int, start: int) -> np.ndarray:
-        """The T frames from start, short side resized; short videos end with copies."""
+    def _window(self, index: int, start: int, part: float = 1.0) -> np.ndarray:
+        """T frames from start, copies where they end; `part` of their short side is (H, W)."""
         path, frames = self.videos[index]
         count = (min(frames, self.needed) - 1) // self.stride + 1
         if self._cache is None:
-            video = resize_short_side(read_frames(path, start, count, self.stride,
-                                                  self.spacings[index]), self.H, self.W)
+            frames = read_frames(path, start, count, self.stride, self.spacings[index])
+            video = resize_short_side(frames, round(self.H / part), round(self.W / part))
         else:
             if path not in self._cache:    # two threads may both decode it: the same frames twice
                 self._cache[path] = resize_short_side(read_frames(path), self.H, self.W)

@@ -215,8 +215,7 @@ def read_pictures(path: Path, start: int = 0, stop: int | None = None, stride: i
 
 
 def inspect_pictures(path: Path) -> tuple[int, int, int]:
-    """Frames, height, width. A record is read whole; a folder's first picture speaks for the
-    others, by its header."""
+    """Frames, height, width: of a record, read whole, or by the header of a first picture."""
     if bair.holds_records(path.parent):
         return np.shape(bair.record_frames(path))[:3]
     pictures = _pictures(path)

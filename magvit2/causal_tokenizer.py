@@ -80,6 +80,11 @@ CAUSAL_TOKENIZERS = {
     "base": CausalConfig(base_channels=64, num_res_blocks=2),        # official name, 58 M
     "toy": CausalConfig(base_channels=16, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1,
                         bits=10, norm_groups=4, entropy_temperature=0.1),            # ours
+    # Of pictures, App. A.1. The multipliers are Open-MAGVIT2's, and ours: the paper's are unknown.
+    "16x": CausalConfig(channel_multipliers=(1, 1, 2, 2, 4), temporal_downsample=(False,) * 4,
+                        image=True),
+    "32x": CausalConfig(channel_multipliers=(1, 1, 1, 2, 2, 4), temporal_downsample=(False,) * 5,
+                        image=True),
 }
 
 
@@ -180,8 +185,7 @@ class Upsample(nn.Module):
 
     def places(self, x: Tensor) -> Tensor:
         a, b, c = self.stride
-        return rearrange(self.conv(x), "n (a b c d) t h w -> n d (t a) (h b) (w c)",
-                         a=a, b=b, c=c)
+        return rearrange(self.conv(x), "n (a b c d) t h w -> n d (t a) (h b) (w c)", a=a, b=b, c=c)
 
     def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         # In a stream that has begun, the first frame has been.

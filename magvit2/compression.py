@@ -10,8 +10,7 @@ Read    tokenizer_point, codec_point; coded_bits, what the transformer saves of 
 
 A tokenizer has one rate. Its tokens as they are have log2 K bits each; an arithmetic coder that is
 driven by the masked transformer needs fewer: its cross-entropy, of groups of tokens in a random
-order, each given those before, which is a length that a decoder could follow. Nothing is coded
-here; that length is counted.
+order, each given those before, as a decoder could follow. Nothing is coded here, only counted.
 
 Packets alone are counted of the codecs, no container; each clip is a stream of its own, as for the
 tokenizer. That is short for them: of 16 frames one is a whole picture.

@@ -6,15 +6,14 @@ Shapes  tokens (B, N) with [MASK] -> digits (B, N, factors) -> sum of the factor
           -> Block x num_layers -> a head for each factor -> logits (B, N, factors, K_f)
         code = digit_0 + K_f digit_1 + ...                      (commit.digits_of, codes_of)
 
-Read    FactorizedTransformer; power_cosine.
+Read    FactorizedTransformer; power_cosine, falling.
 
 A table of 2^18 rows of 1,024 numbers would nearly double the network, and a softmax over them be
 most of a step's memory. Whole positions are masked, as COMMIT needs it; the loss of a position,
 and its confidence in Algorithm 1, are sums over its factors: log p(code) = sum of log p(digit).
 So the same losses and the same decoding take it. Given the sequence, digits are independent.
 
-Not public is whether MAGVIT-v2 masks the factors of a token together, and the exponent of its
-guidance's schedule.
+Not public: whether v2 masks the factors of a token together, and its guidance's exponent.
 
 Run:    python -m magvit2.factorized      sizes; what factors cost and what they cannot say
         python -m magvit2.factorized RUN  what guidance does to a run on the toy's classes
@@ -122,18 +121,24 @@ def power_cosine(scale: float, power: float) -> Callable[[float], float]:
     return lambda progress: scale * (1 - math.cos(math.pi * progress ** power)) / 2
 
 
+def falling(progress: float) -> float:
+    """A softmax temperature for commit_decode, 1d-tokenizer's; App. A.1 does not say its own."""
+    return 1.3 - 0.8 * progress
+
+
 def guided_classes(run: str, samples: int = 256) -> None:
     """How often a run that was trained with class dropout draws what its label says, by the toy's
-    rule, at several guidance scales."""
+    rule, at several guidance scales, and as it is or with a softmax temperature that falls."""
     loaded = load_run(run)
     scales = {"none": 0.0, "1": 1.0, "3": 3.0, "9": 9.0, "9, power 1": power_cosine(9.0, 1.0),
               "9, power 3": power_cosine(9.0, 3.0)}
-    print("guidance        right direction   right shape")
-    for name, scale in scales.items():
-        decoding = loaded.config.decoding | dict(guidance_scale=scale)
-        rates = measure_classes(loaded.tokenizer, loaded.transformer, samples, decoding,
-                                frames=loaded.config.frames)
-        print(f"{name:15} {rates['right_direction']:15.1%} {rates['right_shape']:13.1%}")
+    print("guidance              right direction   right shape")
+    for name, tau in ((name, tau) for tau in (1.0, falling) for name in scales):
+        guided = dict(guidance_scale=scales[name], softmax_temperature=tau)
+        rates = measure_classes(loaded.tokenizer, loaded.transformer, samples,
+                                loaded.config.decoding | guided, frames=loaded.config.frames)
+        print(f"{name + ', falling' * callable(tau):21} {rates['right_direction']:15.1%} "
+              f"{rates['right_shape']:13.1%}")
 
 
 def main() -> None:
@@ -154,9 +159,7 @@ def main() -> None:
     logits = torch.zeros(1, 4, 2, 4)
     print(f"codes 00, 11, 22, 33, one as likely as another: {math.log(4):.2f} nats a code; two "
           f"factors need {token_cross_entropy(logits, tokens).mean():.2f}")
-    for power in (1, 3):
-        scale = power_cosine(10.0, power)
-        print(f"guidance at power {power}:", *(f"{scale(t / 12):5.2f}" for t in range(12)))
+    print("guidance at power 3:", *(f"{power_cosine(10.0, 3)(t / 12):5.2f}" for t in range(12)))
 
 
 if __name__ == "__main__":

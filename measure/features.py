@@ -42,8 +42,7 @@ from training.build import as_plain
 from training.checkpoint import Run
 from training.processes import Processes, start_processes
 
-METRICS = {"fvd": "FVD", "kvd": "KVD", "is": "IS", "psnr": "PSNR", "ssim": "SSIM",
-           "lpips": "LPIPS"}
+METRICS = {"fvd": "FVD", "kvd": "KVD", "is": "IS", "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
 PAIRED = ("psnr", "ssim", "lpips")          # of a video and its real one; the others are of sets
 # What metrics are computed from, where that is not a row of their own name.
 ROWS_OF = {"kvd": ("fvd",), "psnr": ("psnr", "identical")}

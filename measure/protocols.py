@@ -152,8 +152,7 @@ def uniform_clips(video: int, spare: int, windows: int, crops: int, only: float 
 
 def measured_size(protocol: Protocol, config: TrainConfig) -> int:
     """Pixels at which videos are judged; a run of other pixels than the protocol's keeps them."""
-    return (protocol.measured_at if config.resolution == protocol.resolution
-            else config.resolution)
+    return (protocol.measured_at if config.resolution == protocol.resolution else config.resolution)
 
 
 def to_measure(video: Tensor, size: int) -> Tensor:

@@ -151,8 +151,7 @@ def report(folder: str | Path, clips: int = 64, samples: int = 256,
             metrics["class_conditional_generation"] = measure_classes(
                 run.tokenizer, run.transformer, samples, config.decoding, frames=config.frames)
         pictures = draw_run(run, source, tasks)
-    (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False)
-                                             + "\n")
+    (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     print_report(metrics)
     print(f"wrote {run.folder}/metrics.json, {', '.join(pictures)}")
     return metrics

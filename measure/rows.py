@@ -51,8 +51,7 @@ def rows_on_disk(folder: Path, items: list, batch: int, compute: Compute, proces
     Batches are dealt out to processes in turn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [(first, folder / f"{first // batch:06}.npz")
-             for first in range(0, len(items), batch)]
+    files = [(first, folder / f"{first // batch:06}.npz") for first in range(0, len(items), batch)]
     mine = files[processes.rank::processes.world]
     for first, path in tqdm(mine, desc=title, disable=processes.rank > 0, mininterval=1.0):
         part = items[first:first + batch]

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch import nn
 
 from commit import MT8, commit_loss, task_index
 from comparisons import arms, tables
 from comparisons.arms import ARMS, aligned, arm_config, train_arm
 from comparisons.autoregressive import (AutoregressiveConfig, AutoregressiveTransformer,
-                                        CausalAttention, autoregressive_decode,
+                                        CausalAttention, CausalBlock, autoregressive_decode,
                                         autoregressive_step, likely)
 from comparisons.baselines import (PrefixConfig, PrefixModel, PrefixTransformer, WindowAttention,
                                    WindowConfig, WindowTransformer, align_prefix, given_tokens,
@@ -31,7 +32,7 @@ from tokenizer import TOKENIZERS, ImageTokenizer, VideoTokenizer
 from train import train
 from training.checkpoint import load_run
 from training.presets import PRESETS
-from transformer import MaskedTransformer, TransformerConfig
+from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
 SIZES = dict(num_layers=2, hidden_size=32, num_heads=2, mlp_size=64, codebook_size=11,
              num_classes=3, num_tokens=12)
@@ -226,6 +227,49 @@ def test_maskvit_keeps_the_first_frames_tokens(generator):
 @pytest.fixture
 def gpt():
     return network(AutoregressiveTransformer, AutoregressiveConfig(**SIZES, prefix_length=7))
+
+
+class OfficialBlock(CausalBlock):
+    """Norms before attention and MLP."""
+
+    def forward(self, x):
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class OfficialTransformer(AutoregressiveTransformer):
+    """The official autoregressive network: a table of its own for the output, a norm before it,
+    and no biases in attention."""
+
+    block_type = OfficialBlock
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embedding_norm, self.head_bias = nn.Identity(), None
+        self.head = nn.Sequential(nn.LayerNorm(config.hidden_size),
+                                  nn.Linear(config.hidden_size, config.vocabulary_size))
+        for block in self.blocks:
+            block.attention.query_key_value.bias = block.attention.out.bias = None
+
+    def predict(self, x):
+        return self.head(x)[..., :self.config.codebook_size]
+
+
+@pytest.mark.parametrize("size, codes, tokens, count", [
+    ("B", 2 ** 10, 1024, 87_383_298), ("L", 2 ** 10, 1024, 305_364_994),
+    ("L", 2 ** 18, 1025, 840_400_898),                           # MAGVIT-v2, Table 8: 840M
+    ("L", 2 ** 18, 1280, 840_662_018)])                          # with a place for each token
+def test_the_official_network_has_table_8s_parameters(size, codes, tokens, count):
+    config = AutoregressiveConfig(**vars(replace(
+        TRANSFORMERS[size], codebook_size=codes, num_tokens=tokens, num_tasks=0)))
+    with torch.device("meta"):
+        model = OfficialTransformer(config)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_the_official_network_can_be_written_with_as_well(batch):
+    model = network(OfficialTransformer, AutoregressiveConfig(**SIZES, prefix_length=7))
+    assert torch.equal(write(model, batch), write(model, batch, cached=False))
 
 
 def write(model, batch, seed=0, **options):

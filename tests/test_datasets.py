@@ -384,6 +384,26 @@ def test_pictures_are_clips_of_one_frame_when_asked_for(tmp_path):
     assert (source.clip(3)[0] == 77).all() and source.clip(3)[1] == 1
 
 
+def test_random_crops_have_80_to_100_percent_of_a_picture_at_its_own_aspect_ratio(tmp_path):
+    """MAGVIT-v2, App. A.1. The picture says of each pixel where it was: red is x, green is y."""
+    y, x = np.mgrid[:120, :160].astype(np.uint8)
+    imageio.imwrite(tmp_path / "1.png", np.stack([x, y, 0 * x], axis=-1))
+    data = DataConfig(tmp_path, layout="images")
+    source, whole = (open_source(data, (1, 64, 64), crop=crop) for crop in (0.8, 1.0))
+    sides = []
+    for seed in range(40):
+        clip = source.clip(0, np.random.default_rng(seed))[0].astype(float)[0]
+        assert clip.shape == (64, 64, 3)
+        # An inner stretch, since resampling has fewer neighbours at the edges.
+        wide, high = ((clip[52, 52, axis] - clip[12, 12, axis]) / 40 * 64 for axis in (0, 1))
+        assert abs(wide - high) < 4                              # nothing is squeezed
+        sides.append(high / 120)
+    assert 0.78 < min(sides) < 0.84 and 0.96 < max(sides) < 1.02
+    assert (source.clip(0)[0] == whole.clip(0)[0]).all()         # the centre has all of it
+    again = source.clip(0, np.random.default_rng(3))[0]
+    assert (again == source.clip(0, np.random.default_rng(3))[0]).all()
+
+
 def test_videos_win_over_thumbnails_beside_them_and_dead_links_do_not_count(tmp_path):
     write_video(tmp_path / "run" / "a.npy", video_of(0))
     imageio.imwrite(tmp_path / "run" / "a.jpg", video_of(0)[0])

@@ -8,11 +8,15 @@ import torch.nn.functional as F
 
 import magvit2.factorized as factorized
 from commit import codes_of, commit_loss, digits_of, token_cross_entropy
+from data.moving_shapes import MovingShapes
 from decode import commit_decode, guided_logits
 from magvit2.factorized import (FACTORIZED_TRANSFORMERS, FactorizedConfig, FactorizedTransformer,
-                                power_cosine)
-from training.build import as_plain, build_transformer, from_plain, transformer_config
+                                falling, power_cosine)
+from training.build import (as_plain, build_tokenizer, build_transformer, from_plain,
+                            transformer_config)
 from training.presets import PRESETS
+from training.processes import Processes
+from training.tokens import TokenSource
 from transformer import MaskedTransformer, TransformerConfig
 
 SMALL = FactorizedConfig(num_layers=2, hidden_size=32, num_heads=2, mlp_size=64, hidden_dropout=0.0,
@@ -220,6 +224,39 @@ def test_decoding_asks_a_scale_that_changes_at_each_step(model):
     assert all(torch.equal(a, b) for a, b in zip(changing, plain))
 
 
+def test_a_softmax_temperature_divides_the_logits_at_each_step(model):
+    """Halved logits are those of a temperature of 2, in what is drawn and in how sure it is."""
+    class Halved:
+        mask_id = model.mask_id
+
+        def __call__(self, *given):
+            return model(*given) / 2
+
+    tokens, task, label = batch(model)
+    condition, is_pad = torch.zeros(2, 6, dtype=torch.long), torch.ones(6, dtype=torch.bool)
+    ours, theirs = ([(state.tokens, state.confidence) for state in commit_decode(
+        each, task, label, condition, is_pad, steps=4, softmax_temperature=tau,
+        generator=torch.Generator().manual_seed(0))]
+        for each, tau in ((model, lambda progress: 2.0), (Halved(), 1.0)))
+    for (drawn, sure), (wanted, confidence) in zip(ours, theirs):
+        assert torch.equal(drawn, wanted) and torch.allclose(sure, confidence)
+    assert math.isclose(falling(0.0), 1.3) and math.isclose(falling(1.0), 0.5)
+    coldest = [state.tokens for state in commit_decode(
+        model, task, label, condition, is_pad, steps=1, softmax_temperature=1e-6)][-1]
+    logits = model(torch.full_like(coldest, model.mask_id), task, label)
+    assert torch.equal(coldest, codes_of(logits.argmax(-1), 4))
+
+
+def test_classes_are_dropped_as_often_as_a_run_asks():
+    """Guidance's unconditional half, App. A.1: the label of one clip in ten becomes "no class"."""
+    config = replace(PRESETS["toy-v2"], frames=1, inflate="", tasks=("CG",), class_dropout=0.1,
+                     transformer_batch=64, token_pool=8)
+    tokenizer = build_tokenizer(config.tokenizer_config())
+    source = TokenSource(tokenizer, MovingShapes("train", 1), config, Processes(), 16)
+    labels = torch.cat([source(step).label for step in range(40)])
+    assert 0.07 < (labels == 16).float().mean() < 0.13 and labels.unique().numel() > 4
+
+
 def test_a_model_of_whole_codes_is_what_it_was():
     """One factor: digits are the codes, and nothing is added."""
     torch.manual_seed(0)
@@ -232,6 +269,7 @@ def test_a_model_of_whole_codes_is_what_it_was():
         logits.transpose(1, 2), tokens, reduction="none"))
 
 
-def test_the_room_shows_its_idea(capsys):
+def test_the_room_shows_its_idea(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["factorized.py"])
     factorized.main()
     assert "306,780,160" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import math
 import pickle
 from dataclasses import replace
 
+import imageio.v3 as imageio
 import numpy as np
 import official2
 import pytest
@@ -27,13 +28,14 @@ from magvit2.blur_discriminator import BlurConfig, BlurDiscriminator3d, blur_poo
 from magvit2.causal_tokenizer import (CAUSAL_TOKENIZERS, AdaptiveNorm, CausalConfig, CausalConv,
                                       CausalTokenizer, Decoder, Encoder, FrameNorm, ResidualBlock,
                                       Upsample)
+from magvit2.factorized import power_cosine
 from magvit2.lookup_free import (OFFICIAL_EPSILON, LookupFreeConfig, LookupFreeQuantizer,
                                  LookupFreeTokenizer, corners, entropies)
 from magvit2.streaming import decode_stream, encode_stream
 from measure.report import report
 from steps import tokenizer_pass
 from tokenizer import inflate
-from train import train
+from train import main, train
 from training.build import build, build_tokenizer, without_weights
 from training.checkpoint import load_checkpoint, load_network, load_run
 from training.presets import PRESETS
@@ -571,6 +573,40 @@ def test_the_presets_of_the_sequel_are_the_appendixs():
         256, 190, 360)
     assert (config.decode_schedule, config.decode_temperature) == ("cosine", 32)
     assert trainee.networks["tokenizer"].latent_shape(*config.clip_shape) == (5, 16, 16)
+
+
+@pytest.mark.parametrize("size, temperature, count", [(256, 15, 116_274_709),
+                                                      (512, 30, 119_495_573)])
+def test_the_presets_of_pictures_are_the_appendixs(size, temperature, count):
+    config = PRESETS[f"imagenet{size}-v2"]
+    tokenizer = without_weights(lambda: build_tokenizer(config.tokenizer_config()))
+    assert sum(p.numel() for p in tokenizer.parameters()) == count
+    assert tokenizer.latent_shape(*config.clip_shape) == (1, 16, 16) and tokenizer.lead == 0
+    assert (config.tokenizer_epochs, config.tokenizer_batch) == (270, 256)
+    assert (config.transformer_epochs, config.transformer_batch) == (1080, 1024)
+    assert (config.crop, config.flip, config.class_dropout) == (0.8, True, 0.1)
+    assert (config.decode_steps, config.decode_temperature) == (64, temperature)
+
+
+def test_a_masked_model_of_pictures_learns_from_a_folder_of_them(tmp_path, monkeypatch):
+    for name in ("cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture = np.random.default_rng(int(name[4])).integers(255, size=(40, 50, 3))
+        imageio.imwrite(tmp_path / "in" / name, picture.astype(np.uint8))
+    flags = (f"toy-v2 --data {tmp_path / 'in'} --layout images --frames 1 --crop 0.8 --tasks CG "
+             "--class-dropout 0.1 --tokenizer-steps 2 --transformer-steps 2 --tokenizer-warmup 1 "
+             f"--transformer-warmup 1 --token-pool 4 --out {tmp_path / 'out'}").split()
+    monkeypatch.setattr("sys.argv", ["train.py", *flags, "--inflate", "", "--transformer",
+                                     "v2 toy"])
+    main()
+    run = load_run(tmp_path / "out")
+    assert run.class_names == ["cat", "dog"] and run.transformer.config.num_tokens == 16
+    made = generate(run.tokenizer, run.transformer, torch.zeros(2, 3, 1, 32, 32), "CG",
+                    torch.tensor([0, 1]), steps=2, guidance_scale=power_cosine(24.0, 3.0))
+    assert made.shape == (2, 3, 1, 32, 32)
+    monkeypatch.setattr("sys.argv", ["train.py", "toy-v2", "--data", "in", "--layout", "images"])
+    with pytest.raises(SystemExit):
+        main()
 
 
 @pytest.mark.parametrize("name", ["v2 huge", "v3 toy"])

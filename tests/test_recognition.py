@@ -99,8 +99,11 @@ def test_few_takes_as_many_of_each_class():
 
 def test_the_appendixs_table_is_there_to_the_number():
     row = PRESETS["appendix"]
-    assert (row["pretrain_epochs"], row["pretrain_batch"], row["warmup_epochs"]) == (800, 1024, 40)
-    assert (row["finetune_epochs"], row["finetune_batch"], row["mask_ratio"]) == (50, 512, 0.75)
+    assert (row["pretrain_epochs"], row["pretrain_batch"], row["pretrain_warmup"]) == (800, 1024, 40)
+    assert (row["finetune_epochs"], row["finetune_batch"], row["finetune_warmup"]) == (50, 512, 5)
+    assert (row["mask_ratio"], row["beta1"], row["layer_decay"]) == (0.75, 0.9, 0.75)
+    assert (row["weight_decay"], row["label_smoothing"], row["pretrain_dropout"]) == (0.05, 0.1, 0.1)
+    assert (row["finetune_mixup"], row["finetune_cutmix"], row["finetune_droppath"]) == (0.8, 1, 0.1)
     assert row["patch"] == (2, 14, 14) and row["frames"] // 2 == 8 and row["pixels"] // 14 == 16
 
 

@@ -214,8 +214,7 @@ def from_plain(values: dict, kind: type | None = None):
             return from_plain(value)
         return tuple(value) if isinstance(value, list) else value
 
-    return by_name[name](**{key: restored(value) for key, value in values.items()
-                            if key in fields})
+    return by_name[name](**{key: restored(value) for key, value in values.items() if key in fields})
 
 
 def differences(old, new) -> dict[str, tuple]:

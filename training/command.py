@@ -58,8 +58,8 @@ def parse(arguments: list[str] | None = None
                           **{field.name: getattr(options, field.name) for field in paths})
         if not drawn and not options.root and not options.dry_run:
             raise ValueError(f"{options.preset} needs --data, a folder of videos")
-        if options.layout == "images" and options.stage != "image":
-            raise ValueError("--layout images has clips of one frame; it is for --stage image")
+        if options.layout == "images" and options.stage != "image" and config.frames > 1:
+            raise ValueError("--layout images has clips of one frame: --stage image, or --frames 1")
     except ValueError as error:
         parser.error(str(error))
     return config, data.resolved(), options

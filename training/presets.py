@@ -39,16 +39,15 @@ SEQUEL = {"tokenizer": ("magvit2.causal_tokenizer", "CAUSAL_TOKENIZERS"),
 
 def named(kind: str, name, sizes: dict, instead: str = ""):
     """A network's configuration by its name. ValueError, with the names, where there is none."""
+    if name in sizes:
+        return sizes[name]
     module, table = SEQUEL[kind]
-    known = sizes
-    if str(name).startswith("v2 "):
-        known = {f"v2 {size}": config
-                 for size, config in getattr(importlib.import_module(module), table).items()}
-    if name not in known:
-        sequel = "v2 L, v2 toy" if kind == "transformer" else "v2 appendix, v2 base, v2 toy"
-        raise ValueError(f"{kind} {name!r} is unknown; {instead}choose from {', '.join(sizes)}, or "
-                         f"{sequel}")
-    return known[name]
+    sequel = {f"v2 {size}": config
+              for size, config in getattr(importlib.import_module(module), table).items()}
+    if name not in sequel:
+        raise ValueError(f"{kind} {name!r} is unknown; {instead}choose from "
+                         + ", ".join([*sizes, *sequel]))
+    return sequel[name]
 
 
 def settings_of(stage: str) -> str:
@@ -64,6 +63,7 @@ class TrainConfig(Recipe):
     frames: int = CLIPS(16, "frames of a clip; App. B.2")
     stride: int = CLIPS(1, "take every n-th frame; App. B.2")
     flip: bool = CLIPS(True, "mirror half of the clips; official")
+    crop: float = CLIPS(1.0, "random crops have this share of the short side, or more")
     train_videos: int = CLIPS(0, "App. B.3, for --dry-run; a run counts its own")
     num_classes: int = CLIPS(0, "App. B.3, for --dry-run; likewise")
 
@@ -115,8 +115,7 @@ class TrainConfig(Recipe):
     save_minutes: float = MACHINE(0.0, "minutes between checkpoints, or 0", may_change=True)
     keep_every: int = MACHINE(0, "steps between checkpoints that are kept for good, or 0",
                               may_change=True)
-    evaluate_every: int = MACHINE(0, "steps between looks at held-out clips, or 0",
-                                  may_change=True)
+    evaluate_every: int = MACHINE(0, "steps between looks at held-out clips, or 0", may_change=True)
 
     def __post_init__(self):
         for name, kind in (("init", str), ("lpips_weights", str), ("tasks", tuple),
@@ -164,6 +163,8 @@ class TrainConfig(Recipe):
             if getattr(self, field) not in choices:
                 raise ValueError(f"{field} is {getattr(self, field)!r}; choose "
                                  + " or ".join(", ".join(filter(None, choices)).rsplit(", ", 1)))
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop is {self.crop}; wanted above 0, and 1 at most")
         for field in ("tokenizer_batch", "transformer_batch", "accumulate",
                       "tokenize_at_once", "decode_steps"):
             if getattr(self, field) < 1:
@@ -193,8 +194,7 @@ def refuse_leak(task: str, shape: tuple[int, int, int], condition_frames: int = 
                          " that its region does not give: the model would be shown the answer")
 
 
-# Sec. 4.1, App. B.2, App. B.3: what differs between data sets. Frames, stride, learning rates and
-# the rest are the same for all.
+# Sec. 4.1, App. B.2, App. B.3: what differs between data sets; the rest is the same for all.
 _bair = dict(resolution=64, train_videos=43_264)                       # "43K"; official count
 _ssv2 = dict(train_videos=169_000, num_classes=174, flip=False)      # "left to right" is a class
 DATASETS = {
@@ -250,8 +250,7 @@ PRESETS = {
         transformer_steps=6000, transformer_batch=16, transformer_rate=2e-3,
         transformer_warmup=50, token_pool=320, start_local=True,
         decode_steps=16, decode_temperature=1.5, save_every=100),
-    **{f"{dataset}-{size}": _paper_preset(dataset, size)
-       for dataset in DATASETS for size in "BL"},
+    **{f"{dataset}-{size}": _paper_preset(dataset, size) for dataset in DATASETS for size in "BL"},
     "web-H": _paper_preset("web", "H"),                      # App. A.2: H for web videos only
 }
 # MAGVIT-v2, App. A.1 and A.2. Stage 2 predicts a code as two factors of 2^9: docs/magvit2.md.
@@ -259,6 +258,13 @@ PRESETS["k600-v2"] = replace(
     PRESETS["k600-L"], frames=17, tokenizer="v2 appendix", transformer="v2 L",
     inflate="last", reconstruction_weight=5.0, entropy_boost=3.0, tokenizer_epochs=190,
     transformer_epochs=360, decode_schedule="cosine", decode_temperature=32.0)
+PRESETS["imagenet256-v2"] = replace(                     # pictures are clips: --layout images
+    PRESETS["k600-v2"], resolution=256, frames=1, crop=0.8, tasks=("CG",), train_videos=1_281_167,
+    num_classes=1000, tokenizer="v2 16x", discriminator="v2 appendix", inflate="",
+    tokenizer_epochs=270, transformer_epochs=1080, transformer_batch=1024, class_dropout=0.1,
+    decode_steps=64, decode_temperature=15.0)
+PRESETS["imagenet512-v2"] = replace(PRESETS["imagenet256-v2"], resolution=512, tokenizer="v2 32x",
+                                    decode_temperature=30.0)
 PRESETS["toy-v2"] = replace(
     PRESETS["toy"], frames=17, tokenizer="v2 toy", inflate="last", reconstruction_weight=5.0,
     codebook_from_data=False, entropy_weight=0.03, entropy_boost=3.0, entropy_boost_steps=200,

@@ -35,8 +35,7 @@ from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
 def check_all(config: TrainConfig, stages: list[str], source: ClipSource, processes: Processes
               ) -> None:
-    """ValueError, before anything is trained, where settings, stages and clips do not fit. What is
-    only odd is said."""
+    """ValueError where settings, stages and clips do not fit, before training; doubts are said."""
     if not set(stages) <= {"image", "tokenizer", "transformer"}:
         raise ValueError(f"stage {stages[0]!r} is unknown; choose all, image, tokenizer or "
                          "transformer")

@@ -84,7 +84,7 @@ def facts_of(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, task
                   for task in number}
     return dict(tokenizer=weights_hash(tokenizer)[:10], fingerprint=source.fingerprint(),
                 clips=len(source), shape=list(config.clip_shape), stride=config.stride,
-                flip=config.flip, seed=config.seed, precision=config.precision,
+                flip=config.flip, crop=config.crop, seed=config.seed, precision=config.precision,
                 condition_frames=config.condition_frames, entries=entries,
                 tokens=math.prod(tokenizer.latent_shape(*config.clip_shape)), rules=number,
                 codes=tokenizer.codebook_size,
@@ -219,7 +219,7 @@ def main() -> None:
         config = from_plain(state["config"]["train"], TrainConfig)
         data = from_plain(state["config"]["data"], DataConfig)
         source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
-                             index=Path(options.run) / "videos.json")
+                             crop=config.crop, index=Path(options.run) / "videos.json")
         write_tokens(load_network(state, processes.device), source, config, Path(options.out),
                      options.copies, processes)
     except (ValueError, OSError) as error:
