@@ -41,7 +41,7 @@ class Judge:
         if TASKS[task].class_conditional:
             return label[:, None] == classes
         valid = make_condition(video, task, self.condition_frames)[1]
-        given, asked = (list(map(bytes, (255 * each[:, :, valid]).round().byte().flatten(1).numpy()))
+        given, asked = ([bytes(clip.numpy()) for clip in (255 * each[:, :, valid]).round().byte()]
                         for each in (self.clips, video))
         found = torch.zeros(len(video), len(classes), dtype=torch.bool)
         for row, condition in enumerate(asked):
