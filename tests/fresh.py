@@ -29,7 +29,7 @@ def python(*arguments, cwd=ROOT, timeout=120, **environment) -> subprocess.Compl
 def torchrun(processes, *arguments, cwd=ROOT, timeout=120, **environment):
     """So many processes of one command at a time, in the environment that torchrun gives them.
 
-    A core is shared by them all, so each has a thread. If one fails, the others are ended.
+    Each has one thread. If one fails, the others are ended.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,15 +42,11 @@ def torchrun(processes, *arguments, cwd=ROOT, timeout=120, **environment):
 
 def together(environments, *arguments, cwd, timeout) -> subprocess.CompletedProcess:
     """The command once in each environment; the first return code that is not 0, all the output."""
-    arguments, deadline = [str(each) for each in arguments], time.monotonic() + timeout
+    deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:
-        running = []
-        for number, more in enumerate(environments):
-            variables = os.environ | {name: str(value) for name, value in more.items()}
-            files = Path(folder, f"out-{number}"), Path(folder, f"err-{number}")
-            running.append(SERVER.Process(target=begin, args=(arguments, str(cwd), dict(variables),
-                                                              *map(str, files))))
-            running[-1].start()
+        running = [start(*arguments, cwd=cwd, out=Path(folder, f"out-{number}"),
+                         err=Path(folder, f"err-{number}"), **environment)
+                   for number, environment in enumerate(environments)]
         while any(each.is_alive() for each in running) and time.monotonic() < deadline:
             wait([each.sentinel for each in running if each.is_alive()], timeout=1)
             if any(each.exitcode for each in running):
@@ -66,6 +62,15 @@ def together(environments, *arguments, cwd, timeout) -> subprocess.CompletedProc
     if late:
         raise subprocess.TimeoutExpired(arguments, timeout, *printed)
     return subprocess.CompletedProcess(arguments, first, *printed)
+
+
+def start(*arguments, cwd=ROOT, out=os.devnull, err=os.devnull, **environment):
+    """The command, begun, as a multiprocessing.Process."""
+    variables = os.environ | {name: str(value) for name, value in environment.items()}
+    process = SERVER.Process(target=begin, args=(list(map(str, arguments)), str(cwd),
+                                                 dict(variables), str(out), str(err)))
+    process.start()
+    return process
 
 
 def begin(arguments, cwd, environment, out, err) -> None:

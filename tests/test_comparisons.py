@@ -2,7 +2,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict, replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from fresh import python
 
 from commit import MT8, commit_loss, task_index
 from comparisons import arms, tables
@@ -363,9 +363,8 @@ def test_an_arm_that_was_stopped_goes_on_to_the_same_weights(name, tokenizers, t
 def test_who_does_not_know_the_arms_can_use_their_runs(tokenizers, tmp_path):
     """decode.py imports no comparison; the checkpoint names its network's type."""
     train_arm("autoregressive", SMALL, SHAPES, tmp_path / "run", tokenizers)
-    done = subprocess.run(
-        [sys.executable, "decode.py", str(tmp_path / "run"), "--task", "FP", "--out",
-         str(tmp_path / "out.png"), "--samples", "1"], cwd=ROOT, text=True, capture_output=True)
+    done = python("decode.py", tmp_path / "run", "--task", "FP", "--out", tmp_path / "out.png",
+                  "--samples", "1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.png").stat().st_size > 1000
     numbers = report(tmp_path / "run", clips=1, samples=1)

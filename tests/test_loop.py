@@ -178,8 +178,9 @@ def test_two_processes_with_half_the_batch_equal_one(tmp_path):
     """To 1e-5 of the largest, in both stages, GAN included: the entropy's mean code and LeCam's
     means are taken over all processes, not over each one's share."""
     one_step_of_each_stage(0, 1, 0, tmp_path / "one")
-    torch.multiprocessing.spawn(one_step_of_each_stage, (2, free_port(), tmp_path / "two"),
-                                nprocs=2)
+    torch.multiprocessing.start_processes(
+        one_step_of_each_stage, (2, free_port(), tmp_path / "two"), nprocs=2,
+        start_method="forkserver")                                           # see fresh.py
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     assert one.keys() == two.keys()
     largest = {kind: max(one[name].abs().max() for name in one if name.startswith(kind))
