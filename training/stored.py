@@ -109,14 +109,15 @@ def make_rows(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, fac
 
     for step in tqdm(range(begin // BATCH, math.ceil(end / BATCH)), desc="tokenizing",
                      disable=quiet, mininterval=1.0):
-        video, label = load_batch(source, step, BATCH, config.seed)
+        clips = slice(end - step * BATCH)                           # the last batch may be shorter
+        video, label = (each[clips] for each in load_batch(source, step, BATCH, config.seed))
         video = video.to(device)
         columns = [label[:, None].numpy() + 1, in_parts(video, lambda part: rearrange(
             tokenizer.encode(part), "b t h w -> b (t h w)"))]
         columns += [in_parts(video, lambda part, task=one_of[rule]: tokenize_condition(
             tokenizer, part, task, config.condition_frames)[0]) for rule in sorted(one_of)]
         rows.append(np.concatenate(columns, 1).astype(kind))
-    return np.concatenate(rows)[:end - begin]
+    return np.concatenate(rows)
 
 
 def open_table(folder: str | Path) -> Table:
