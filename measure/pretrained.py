@@ -60,8 +60,7 @@ def _bilinear(x: Tensor, size: tuple[int, int], steps: list[float]) -> Tensor:
         low = position.long().clamp(max=x.shape[-2] - 1)
         high = (low + 1).clamp(max=x.shape[-2] - 1)
         weight = (position - low).to(x.dtype).view(-1, 1)
-        x = torch.lerp(x.index_select(-2, low), x.index_select(-2, high), weight)
-        x = x.transpose(-2, -1).contiguous()
+        x = torch.lerp(x.index_select(-2, low), x.index_select(-2, high), weight).mT.contiguous()
     return x
 
 

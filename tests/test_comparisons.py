@@ -549,7 +549,9 @@ def test_a_table_is_one_command_and_goes_on_where_it_was(table, shared, monkeypa
     assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
 
 
-def test_the_answers_own_tokens_are_an_oracle(tokenizers, tmp_path):
+def test_the_answers_own_tokens_are_an_oracle(tokenizers, tmp_path, monkeypatch):
+    clips = load_batch(MovingShapes("test"), 0, 8, 0, augment=False)
+    monkeypatch.setattr(tables, "held_out", lambda: clips)
     run = train_arm("unc", SMALL, SHAPES, tmp_path / "unc", tokenizers)
     honest, oracle = (tables.measure(run, "OPD", **how) for how in (
         {}, dict(decode=tables.with_real_tokens(run))))

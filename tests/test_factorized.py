@@ -232,6 +232,7 @@ def test_a_model_of_whole_codes_is_what_it_was():
         logits.transpose(1, 2), tokens, reduction="none"))
 
 
-def test_the_room_shows_its_idea(capsys):
+def test_the_room_shows_its_idea(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["factorized.py"])
     factorized.main()
     assert "306,780,160" in capsys.readouterr().out

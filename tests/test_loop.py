@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from fresh import python
 from test_train import (GAN, SMALL, TRAINED, folder, gradients, kept, same,  # noqa: F401
                         tokenizer_trainee, train_small, weights)
 
@@ -198,8 +199,9 @@ def free_port():
 
 def test_torchrun_trains_both_stages_on_two_processes(folder, tmp_path):
     """And logs what one process logs, as long as rounding allows: the first step."""
-    for name, processes in (("one", 1), ("two", 2)):
-        done = execute(folder, tmp_path / name, [*GAN, "--no-report"], processes=processes)
+    _, *one = command(folder, tmp_path / "one", [*GAN, "--no-report"])
+    for done in (python(*one, OMP_NUM_THREADS=1),
+                 execute(folder, tmp_path / "two", [*GAN, "--no-report"], processes=2)):
         assert done.returncode == 0, done.stderr
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
             for name in ("one", "two")]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from fresh import python, torchrun
-from test_loop import command, execute
+from test_loop import command
 from test_train import SMALL, folder, same, train_small, weights  # noqa: F401
 
 import train
