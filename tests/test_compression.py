@@ -1,12 +1,11 @@
 """MAGVIT-v2's compression (App. A.3): bits by hand, MS-SSIM by an oracle, codecs there and back."""
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fresh import python
 from torch import nn
 
 from data.moving_shapes import MovingShapes
@@ -153,9 +152,9 @@ def test_the_text_that_x264_writes_about_itself_is_not_counted(video):
 # The command
 
 def test_a_run_is_put_beside_the_codecs_with_what_its_transformer_saves(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "magvit2.compression", "assets/toy", "--clips",
-                           "2", "--out", str(tmp_path / "curve.png")], cwd=ROOT,
-                          capture_output=True, text=True, check=True)
+    done = python("-m", "magvit2.compression", "assets/toy", "--clips", "2", "--out",
+                  tmp_path / "curve.png")
+    done.check_returncode()
     rows = {cells[1].strip(): cells for line in done.stdout.splitlines()
             if len(cells := line.split("|")) > 4}
     assert rows["toy"][2].strip() == "0.0273"                    # 64 tokens of 7 bits: 16x32x32

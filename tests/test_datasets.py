@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from fresh import python
 
 from data import bair, layouts
 from data.clips import DataConfig, VideoFolder, open_source, read_video, write_video
@@ -425,8 +426,7 @@ def test_the_rooms_print_what_they_found(robots):
     for command, expected in (
             (["data.layouts", str(robots)], "bair, 4 clips, 0 classes"),
             (["data.bair", str(robots / "traj_0_to_2.tfrecords")], "3 records")):
-        done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, text=True,
-                              capture_output=True)
+        done = python("-m", *command)
         assert done.returncode == 0 and expected in done.stdout, done.stderr
 
 

@@ -4,9 +4,7 @@ The judge is cheap here: what counts is which videos it sees, and what its numbe
 """
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fresh import torchrun
 from torch import nn
 
 import evaluate
@@ -165,7 +164,7 @@ def test_samples_shared_by_three_places_are_those_of_one(run, tmp_path, cheap, m
     assert len(cheap) == 2 * 2                              # batches 0 and 3; the rest was there
 
 
-def test_two_processes_of_torchrun_end_with_the_numbers_of_one(run, tmp_path, cheap):
+def test_two_processes_end_with_the_numbers_of_one(run, tmp_path, cheap):
     alone = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
     script = tmp_path / "cheap.py"
     script.write_text(f"""import sys
@@ -175,11 +174,8 @@ measure.jobs.open_judges = lambda metrics, *rest: dict(fvd=test_evaluate.Verifie
 evaluate.main()
 """)
     place = fresh(run, tmp_path)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                    "--nproc_per_node", "2", str(script), str(place), "--protocol", "toy",
-                    "--samples", "16", "--batch", "4", "--steps", "2"], check=True,
-                   env=os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads()),
-                                         XDG_CACHE_HOME=str(tmp_path / "another store")))
+    torchrun(2, script, place, "--protocol", "toy", "--samples", "16", "--batch", "4", "--steps",
+             "2", XDG_CACHE_HOME=tmp_path / "another store").check_returncode()
     assert numbers_of(json.loads((place / "evaluation-toy.json").read_text())) == alone
 
 
@@ -492,13 +488,6 @@ def test_stored_rows_come_back_in_order_and_once(tmp_path):
     assert len(calls) == 10                                     # other weights are other rows
     rows_on_disk(tmp_path, list(range(8)), 3, compute, Processes(), "x", {"y": "y"})
     assert len(calls) == 10                                     # and nothing was lost
-
-
-@pytest.mark.parametrize("room", ["measure.metrics", "measure.protocols", "measure.numbers",
-                                  "measure.jobs", "evaluate"])
-def test_every_room_shows_its_idea_when_run(room):
-    done = subprocess.run([sys.executable, "-m", room], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) > 8, done.stderr
 
 
 def test_a_new_task_changes_the_noise_of_no_other(monkeypatch):

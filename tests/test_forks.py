@@ -7,9 +7,7 @@ is counted for the variants of the transformer, whose row says so.
 """
 import difflib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh import python
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,7 +30,7 @@ from training.presets import PRESETS  # noqa: E402
 
 TINY = dict(tokenizer_batch=4, transformer_batch=4, token_pool=8, tokenizer_steps=3,
             transformer_steps=3, tokenizer_warmup=1, transformer_warmup=1,
-            tokenizer_ema=0.5, precision="float32")
+            tokenizer_ema=0.5, precision="float32", decode_steps=2)
 # Row of the README: what, how, most lines, most files.
 ROWS = {
     "task": ("add a task", "a region function and a row in `commit.TASKS`", 8, 1),
@@ -78,8 +77,7 @@ class Fork:
 
     def run(self, script):
         self.own("script.py", script)
-        done = subprocess.run([sys.executable, "script.py"], cwd=self.folder, text=True, timeout=240,
-                              capture_output=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+        done = python("script.py", cwd=self.folder, OMP_NUM_THREADS=1)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

@@ -1,8 +1,6 @@
 """App. Figs. 4-5 and 11-12: any length by windows of tokens, any width by outpainting again."""
 import itertools
 import os
-import signal
-import subprocess
 import sys
 import time
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from fresh import start
 
 import long_video
 from data.clips import read_video, stream_frames, write_video
@@ -181,13 +180,13 @@ def test_a_file_is_whole_or_absent_when_the_process_is_killed(tmp_path):
             "encode_file(load_network(load_checkpoint('assets/toy/tokenizer.pt')), "
             "itertools.repeat(np.zeros((32, 32, 3), np.uint8)), sys.argv[1])")
     for path in (tmp_path / "new.tokens", old):
-        process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
+        process = start("-c", code, path)
         writing = path.with_name(path.name + ".writing")
         while not (writing.exists() and writing.stat().st_size > HEADER):
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert not (tmp_path / "new.tokens").exists() and old.read_bytes() == b"as it was"
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from fresh import python
 from test_train import (GAN, SMALL, TRAINED, folder, gradients, kept, same,  # noqa: F401
                         tokenizer_trainee, train_small, weights)
 
@@ -178,8 +179,9 @@ def test_two_processes_with_half_the_batch_equal_one(tmp_path):
     """To 1e-5 of the largest, in both stages, GAN included: the entropy's mean code and LeCam's
     means are taken over all processes, not over each one's share."""
     one_step_of_each_stage(0, 1, 0, tmp_path / "one")
-    torch.multiprocessing.spawn(one_step_of_each_stage, (2, free_port(), tmp_path / "two"),
-                                nprocs=2)
+    torch.multiprocessing.start_processes(
+        one_step_of_each_stage, (2, free_port(), tmp_path / "two"), nprocs=2,
+        start_method="forkserver")                                           # see fresh.py
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     assert one.keys() == two.keys()
     largest = {kind: max(one[name].abs().max() for name in one if name.startswith(kind))
@@ -197,8 +199,9 @@ def free_port():
 
 def test_torchrun_trains_both_stages_on_two_processes(folder, tmp_path):
     """And logs what one process logs, as long as rounding allows: the first step."""
-    for name, processes in (("one", 1), ("two", 2)):
-        done = execute(folder, tmp_path / name, [*GAN, "--no-report"], processes=processes)
+    _, *one = command(folder, tmp_path / "one", [*GAN, "--no-report"])
+    for done in (python(*one, OMP_NUM_THREADS=1),
+                 execute(folder, tmp_path / "two", [*GAN, "--no-report"], processes=2)):
         assert done.returncode == 0, done.stderr
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
             for name in ("one", "two")]

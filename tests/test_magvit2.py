@@ -36,7 +36,7 @@ from measure.report import report
 from steps import tokenizer_pass
 from tokenizer import inflate
 from train import main, train
-from training.build import build, build_tokenizer, without_weights
+from training.build import build, build_networks, build_tokenizer, without_weights
 from training.checkpoint import load_checkpoint, load_network, load_run
 from training.presets import PRESETS
 from transformer import TRANSFORMERS
@@ -98,7 +98,8 @@ def entropies_of_a_share(rank, world, folder):
 
 def test_the_mean_code_is_of_the_positions_of_all_processes(tmp_path):
     entropies_of_a_share(0, 1, tmp_path)
-    torch.multiprocessing.spawn(entropies_of_a_share, (2, tmp_path), nprocs=2)
+    torch.multiprocessing.start_processes(entropies_of_a_share, (2, tmp_path), nprocs=2,
+                                          start_method="forkserver")          # see fresh.py
     whole, *halves = (torch.load(tmp_path / name) for name in ("0 of 1", "0 of 2", "1 of 2"))
     torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, whole[0])
     for _, mean, _ in halves:
@@ -562,17 +563,18 @@ def test_the_entropy_weight_is_four_times_its_own_at_first_and_once_after_2000_s
 
 def test_the_presets_of_the_sequel_are_the_appendixs():
     config = PRESETS["k600-v2"]
-    trainee = without_weights(lambda: build(config, "tokenizer"))
-    counts = {name: sum(p.numel() for p in trainee.networks[name].parameters())
+    networks = without_weights(lambda: build_networks(config, "tokenizer"))
+    counts = {name: sum(p.numel() for p in networks[name].parameters())
               for name in ("tokenizer", "discriminator")}
     assert counts == dict(tokenizer=376_003_221, discriminator=61_341_569)
-    assert type(trainee.networks["discriminator"]) is BlurDiscriminator3d
-    image = without_weights(lambda: build(config, "image"))
-    assert sum(p.numel() for p in image.networks["tokenizer"].parameters()) == 113_053_845
+    assert type(networks["discriminator"]) is BlurDiscriminator3d
+    image = without_weights(lambda: build_networks(config, "image"))
+    assert all(p.is_meta for p in image["tokenizer"].parameters())
+    assert sum(p.numel() for p in image["tokenizer"].parameters()) == 113_053_845
     assert (config.tokenizer_batch, config.tokenizer_epochs, config.transformer_epochs) == (
         256, 190, 360)
     assert (config.decode_schedule, config.decode_temperature) == ("cosine", 32)
-    assert trainee.networks["tokenizer"].latent_shape(*config.clip_shape) == (5, 16, 16)
+    assert networks["tokenizer"].latent_shape(*config.clip_shape) == (5, 16, 16)
 
 
 @pytest.mark.parametrize("size, temperature, count", [(256, 15, 116_274_709),

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fresh import python
 from torch import nn
 
 from measure import deepmind, networks, pretrained
@@ -522,7 +523,7 @@ def test_chainers_c3d_loads_and_says_that_nobody_vouches_for_it(tmp_path, offici
     state = network.state_dict()
     for name, array in arrays.items():
         ours = name.replace("/W", ".weight").replace("/b", ".bias")
-        assert state[ours].shape == array.shape and state[ours].unique() == array.flat[0]
+        assert state[ours].shape == array.shape and (state[ours] == array.flat[0]).all()
     assert network.mean[0, 0, 0].tolist() == list(range(8, 120))              # tgan2's crop
     labels = network.weights.split("; ")
     assert [label.split(",")[0] for label in labels] == ["conv3d_deepnetA_ucf.npz", "mean2.npz"]
@@ -580,14 +581,12 @@ def test_vgg16_is_numbered_as_in_torchvision():
 def test_the_command_line_tells_which_files_are_there(tmp_path):
     (tmp_path / "lpips_vgg.pth").write_text("not the heads")
     (tmp_path / "mean2.npz").write_bytes(b"")
-    command = [sys.executable, "-m", "measure.pretrained", tmp_path]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = python("-m", "measure.pretrained", tmp_path).stdout
     assert all(str(tmp_path / name) in printed for name in pretrained.WEIGHTS)
     assert all(file.origin in printed for file in pretrained.WEIGHTS.values())
     assert printed.count("not found") == 5 and printed.count("REFUSED") == 2
     assert "about 131" in printed and "not computed" in printed
-    sizes = subprocess.run([sys.executable, "-m", "measure.networks"], cwd=ROOT, check=True,
-                           capture_output=True, text=True).stdout
+    sizes = python("-m", "measure.networks").stdout
     for numbers in ("12,704,544", "79,011,685", "14,716,160"):
         assert numbers in sizes
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_loop import command, execute
+from fresh import python, torchrun
+from test_loop import command
 from test_train import SMALL, folder, same, train_small, weights  # noqa: F401
 
 import train
@@ -43,16 +44,12 @@ train.main()
 """
 
 
-def two(tmp_path, folder, run, arguments=(), change=""):
-    """torchrun on two processes; RANK in the arguments, and `change`, make them differ."""
+def two(tmp_path, folder, run, arguments=(), change="", start=torchrun):
+    """Two processes; RANK in the arguments, and `change`, make them differ."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(root=str(ROOT), change=change))
-    line = [str(script) if each == str(ROOT / "train.py") else each
-            for each in command(folder, run, [*SHORT, *arguments], processes=2)]
-    begin = time.time()
-    done = subprocess.run(line, env=os.environ | dict(OMP_NUM_THREADS="1"), cwd=ROOT, text=True,
-                          capture_output=True, timeout=200)
-    return done, time.time() - begin
+    _, _, *words = command(folder, run, [*SHORT, *arguments])
+    return start(2, script, *words)
 
 
 @pytest.mark.parametrize("other", ["missing", "older", "different"])
@@ -74,8 +71,8 @@ def test_a_second_process_with_another_checkpoint_trains_as_one_would(folder, tm
         old = read_checkpoint(tmp_path / "run1/tokenizer.pt") | dict(step=2)
         save_checkpoint(tmp_path / "run1/tokenizer.pt", old)
     shutil.copytree(tmp_path / "run0", tmp_path / "alone")
-    assert execute(folder, tmp_path / "alone", [*half, *SHORT], processes=2).returncode == 0
-    done, _ = two(tmp_path, folder, tmp_path / "runRANK", half)
+    assert two(tmp_path, folder, tmp_path / "alone", half).returncode == 0
+    done = two(tmp_path, folder, tmp_path / "runRANK", half)
     assert done.returncode == 0, done.stderr
     same(weights(tmp_path / "alone", "tokenizer"), weights(tmp_path / "run0", "tokenizer"))
 
@@ -90,8 +87,8 @@ def test_processes_with_other_clips_or_settings_are_refused_before_anything_is_w
             ("clips", other_clips, "has clips 5, process 0"),
             ("settings", "if rank == '1': sys.argv += ['--tokenizer-rate', '0.5']",
              "has the settings with digest")):
-        done, seconds = two(tmp_path, folder, tmp_path / f"{name}RANK", change=change)
-        assert done.returncode != 0 and seconds < 60
+        done = two(tmp_path, folder, tmp_path / f"{name}RANK", change=change)
+        assert done.returncode != 0
         message = " ".join(done.stderr.split())
         assert words in message and "nothing was trained" in message, done.stderr
         assert not list(tmp_path.glob(f"{name}*/*.pt*"))
@@ -108,9 +105,14 @@ if rank == "1":
         return real(source, step, *more)
     data.loader.clip_of = clip_of
 """
-    done, seconds = two(tmp_path, folder, tmp_path / "run", ["--tokenizer-steps", "2000"], breaks)
+    begin = time.monotonic()
+    done = two(tmp_path, folder, tmp_path / "run", ["--tokenizer-steps", "2000"], breaks,
+               start=lambda *line: subprocess.run(
+                   [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                    "--nproc_per_node", *map(str, line)], cwd=ROOT, text=True, capture_output=True,
+                   env=os.environ | dict(OMP_NUM_THREADS="1"), timeout=200))
     assert done.returncode != 0 and "the disk of process 1 is gone" in done.stderr
-    assert seconds < 60
+    assert time.monotonic() - begin < 60
 
 
 # ---------------------------------------------------------------------------------------------
@@ -182,8 +184,7 @@ def test_a_disk_that_is_full_costs_nothing_but_time(folder, tmp_path):
     before = {path.name: path.read_bytes() for path in run.glob("*.pt*")}
     limit = (run / "tokenizer.pt").stat().st_size // 2
     arguments = ["toy", "--data", str(folder), "--out", str(run), *SMALL, *SHORT]
-    done = subprocess.run([sys.executable, "-c", FULL.format(
-        root=str(ROOT), size=limit, arguments=arguments)], cwd=ROOT, text=True, capture_output=True)
+    done = python("-c", FULL.format(root=str(ROOT), size=limit, arguments=arguments))
     assert done.returncode == 1
     last = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
     assert len(last) == 1 and "could not be written" in last[0] and "of step 2" in last[0]
@@ -244,9 +245,8 @@ def test_the_log_tells_the_pace(folder, tmp_path):
 def test_stage_2_learns_from_tokens_made_ahead_and_resumes_to_the_bit(folder, tmp_path):
     """Two augmentations of each clip; a run that was stopped ends as one that was not."""
     train_small(folder, tmp_path / "whole", stage="tokenizer")
-    made = [sys.executable, "-m", "training.stored", str(tmp_path / "whole"), "--out",
-            str(tmp_path / "tokens"), "--copies", "2"]
-    done = subprocess.run(made, cwd=ROOT, text=True, capture_output=True)
+    done = python("-m", "training.stored", tmp_path / "whole", "--out", tmp_path / "tokens",
+                  "--copies", "2")
     assert done.returncode == 0, done.stderr
     table = open_table(tmp_path / "tokens")
     assert len(table) == 2 * table.facts["clips"]

@@ -2,7 +2,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from fresh import torchrun
 
 import measure.sets
 from data.clips import write_lossless, write_video
@@ -220,7 +220,7 @@ def test_features_can_be_passed_on_without_the_videos(sets, tmp_path, cheap, mon
         compare(["fvd"], [sets["b"]], real_features=str(tmp_path / "none.npz"))
 
 
-def test_two_processes_of_torchrun_end_with_the_numbers_of_one(sets, tmp_path, cheap):
+def test_two_processes_end_with_the_numbers_of_one(sets, tmp_path, cheap):
     alone = compare(["fvd", "psnr"], [sets["a"], sets["b"]], batch=1)
     script = tmp_path / "cheap.py"
     script.write_text(f"""import sys
@@ -229,11 +229,9 @@ import evaluate, measure.sets, test_evaluate
 measure.sets.open_judges = lambda metrics, *rest: dict(fvd=test_evaluate.Verified())
 evaluate.main()
 """)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                    "--nproc_per_node", "2", str(script), "fvd,psnr", sets["a"], sets["b"],
-                    "--batch", "1", "--json", str(tmp_path / "numbers.json")], check=True,
-                   env=os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads()),
-                                         XDG_CACHE_HOME=str(tmp_path / "another store")))
+    torchrun(2, script, "fvd,psnr", sets["a"], sets["b"], "--batch", "1", "--json",
+             tmp_path / "numbers.json",
+             XDG_CACHE_HOME=tmp_path / "another store").check_returncode()
     assert json.loads((tmp_path / "numbers.json").read_text())["numbers"] == alone
 
 
@@ -276,7 +274,3 @@ def test_an_empty_folder_and_a_wrong_array_are_refused(sets, tmp_path):
         compare(["fvd"], [str(tmp_path / "float.npy"), sets["a"]])
 
 
-@pytest.mark.parametrize("room", ["measure.sets", "measure.rows"])
-def test_every_room_shows_its_idea_when_run(room):
-    done = subprocess.run([sys.executable, "-m", room], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) > 3, done.stderr

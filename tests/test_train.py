@@ -444,7 +444,7 @@ def test_clips_of_another_size_than_the_runs_are_refused(tmp_path):
 @pytest.mark.parametrize("source", [Noise(), Duck()], ids=["subclass", "duck"])
 def test_an_object_that_gives_clips_trains_both_stages(tmp_path, capsys, source):
     name = f"object {type(source).__name__}"
-    config, _, _ = parse(["toy", *SMALL])
+    config, _, _ = parse(["toy", *SMALL, "--decode-steps", "2"])
     assert train.train(config, source, tmp_path)
     run = load_run(tmp_path)
     assert run.data.dataset == name and run.class_names == source.class_names

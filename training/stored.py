@@ -110,14 +110,14 @@ def make_rows(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, fac
 
     for step in tqdm(range(begin // BATCH, math.ceil(end / BATCH)), desc="tokenizing",
                      disable=quiet, mininterval=1.0):
-        video, label = load_batch(source, step, BATCH, config.seed)
-        video = video.to(device)
-        columns = [label[:, None].numpy() + 1, in_parts(video, lambda part: rearrange(
+        batch = load_batch(source, step, BATCH, config.seed)        # of the last, what is wanted
+        video, label = (each[:end - step * BATCH].to(device) for each in batch)
+        columns = [label[:, None].cpu().numpy() + 1, in_parts(video, lambda part: rearrange(
             tokenizer.encode(part), "b t h w -> b (t h w)"))]
         columns += [in_parts(video, lambda part, task=one_of[rule]: tokenize_condition(
             tokenizer, part, task, config.condition_frames)[0]) for rule in sorted(one_of)]
         rows.append(np.concatenate(columns, 1).astype(kind))
-    return np.concatenate(rows)[:end - begin]
+    return np.concatenate(rows)
 
 
 def open_table(folder: str | Path) -> Table:
@@ -208,8 +208,8 @@ def main() -> None:
     if not sys.argv[1:]:
         toy = load_run("assets/toy")
         rows = make_rows(toy.tokenizer, MovingShapes(), toy.config, facts_of(
-            toy.tokenizer, MovingShapes(), toy.config, MT10, 64), 0, 64, quiet=True)
-        print(f"64 clips of the toy, ten tasks: {rows.shape} {rows.dtype}, {rows.nbytes:,} bytes\n"
+            toy.tokenizer, MovingShapes(), toy.config, MT10, 16), 0, 16, quiet=True)
+        print(f"16 clips of the toy, ten tasks: {rows.shape} {rows.dtype}, {rows.nbytes:,} bytes\n"
               f"the first: label {rows[0, 0] - 1}, tokens {rows[0, 1:9]} ...")
         return
     options = parser.parse_args()
