@@ -29,13 +29,13 @@ def python(*arguments, cwd=ROOT, timeout=120, **environment) -> subprocess.Compl
 def torchrun(processes, *arguments, cwd=ROOT, timeout=120, **environment):
     """So many processes of one command at a time, in the environment that torchrun gives them.
 
-    Each has one thread. If one fails, the others are ended.
+    Each has one thread, if not said otherwise. If one fails, the others are ended.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = environment | dict(WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes,
-                                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS=1)
+    common = dict(OMP_NUM_THREADS=1) | environment | dict(
+        WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     return together([common | dict(RANK=rank, LOCAL_RANK=rank) for rank in range(processes)],
                     *arguments, cwd=cwd, timeout=timeout)
 

@@ -175,7 +175,8 @@ evaluate.main()
 """)
     place = fresh(run, tmp_path)
     torchrun(2, script, place, "--protocol", "toy", "--samples", "16", "--batch", "4", "--steps",
-             "2", XDG_CACHE_HOME=tmp_path / "another store").check_returncode()
+             "2", XDG_CACHE_HOME=tmp_path / "another store",
+             OMP_NUM_THREADS=torch.get_num_threads()).check_returncode()
     assert numbers_of(json.loads((place / "evaluation-toy.json").read_text())) == alone
 
 
