@@ -29,7 +29,7 @@ def python(*arguments, cwd=ROOT, timeout=120, **environment) -> subprocess.Compl
 def torchrun(processes, *arguments, cwd=ROOT, timeout=120, **environment):
     """So many processes of one command at a time, in the environment that torchrun gives them.
 
-    Each has one thread, if not said otherwise. If one fails, the others are ended.
+    Each has one thread. If one fails, the others are ended.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

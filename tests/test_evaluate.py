@@ -164,7 +164,7 @@ def test_samples_shared_by_three_places_are_those_of_one(run, tmp_path, cheap, m
     assert len(cheap) == 2 * 2                              # batches 0 and 3; the rest was there
 
 
-def test_two_processes_end_with_the_numbers_of_one(run, tmp_path, cheap):
+def test_two_processes_end_with_the_numbers_of_one(run, tmp_path, cheap, one_thread):
     alone = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
     script = tmp_path / "cheap.py"
     script.write_text(f"""import sys
@@ -175,8 +175,7 @@ evaluate.main()
 """)
     place = fresh(run, tmp_path)
     torchrun(2, script, place, "--protocol", "toy", "--samples", "16", "--batch", "4", "--steps",
-             "2", XDG_CACHE_HOME=tmp_path / "another store",
-             OMP_NUM_THREADS=torch.get_num_threads()).check_returncode()
+             "2", XDG_CACHE_HOME=tmp_path / "another store").check_returncode()
     assert numbers_of(json.loads((place / "evaluation-toy.json").read_text())) == alone
 
 
