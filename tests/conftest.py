@@ -36,6 +36,15 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture
+def one_thread():
+    """This process computes as each of several does that share a machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # What the parity tests measured, printed at the end of the run: name -> largest deviation.
 DEVIATIONS: dict[str, float] = {}
 

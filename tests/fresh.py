@@ -34,8 +34,8 @@ def torchrun(processes, *arguments, cwd=ROOT, timeout=120, **environment):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = environment | dict(WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes,
-                                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS=1)
+    common = dict(OMP_NUM_THREADS=1) | environment | dict(
+        WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     return together([common | dict(RANK=rank, LOCAL_RANK=rank) for rank in range(processes)],
                     *arguments, cwd=cwd, timeout=timeout)
 

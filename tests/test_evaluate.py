@@ -164,7 +164,7 @@ def test_samples_shared_by_three_places_are_those_of_one(run, tmp_path, cheap, m
     assert len(cheap) == 2 * 2                              # batches 0 and 3; the rest was there
 
 
-def test_two_processes_end_with_the_numbers_of_one(run, tmp_path, cheap):
+def test_two_processes_end_with_the_numbers_of_one(run, tmp_path, cheap, one_thread):
     alone = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
     script = tmp_path / "cheap.py"
     script.write_text(f"""import sys

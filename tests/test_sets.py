@@ -220,7 +220,7 @@ def test_features_can_be_passed_on_without_the_videos(sets, tmp_path, cheap, mon
         compare(["fvd"], [sets["b"]], real_features=str(tmp_path / "none.npz"))
 
 
-def test_two_processes_end_with_the_numbers_of_one(sets, tmp_path, cheap):
+def test_two_processes_end_with_the_numbers_of_one(sets, tmp_path, cheap, one_thread):
     alone = compare(["fvd", "psnr"], [sets["a"], sets["b"]], batch=1)
     script = tmp_path / "cheap.py"
     script.write_text(f"""import sys
