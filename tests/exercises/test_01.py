@@ -34,7 +34,7 @@ def test_training_hides_two_thirds_of_the_tokens_on_average(answer):
 
 @pytest.mark.parametrize("wrong", [
     pytest.param(lambda r: 1 - r, id="a straight line"),
-    pytest.param(lambda r: (1 + torch.cos(math.pi * r)) / 2, id="half a cosine wave, not a quarter"),
+    pytest.param(lambda r: (1 + torch.cos(math.pi * r)) / 2, id="half a wave, not a quarter"),
     pytest.param(lambda r: torch.cos(r * math.pi / 2).tolist(), id="a list")])
 def test_wrong_answers_are_refused(wrong):
     EXERCISE.refuses(wrong, by=test_it_is_a_quarter_of_a_cosine)

@@ -24,7 +24,7 @@ def test_one_given_pixel_is_enough(answer):
     valid[7, 15, 15] = True
     wanted = torch.ones(2, 2, 2, dtype=torch.bool)
     wanted[1, 1, 1] = False
-    EXERCISE.same(answer(valid, (2, 2, 2)), wanted, "a supervoxel with one given pixel is no padding")
+    EXERCISE.same(answer(valid, (2, 2, 2)), wanted, "a single given pixel is enough")
 
 
 def test_all_of_nothing_is_padding_and_none_of_everything(answer):
