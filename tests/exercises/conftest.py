@@ -23,7 +23,14 @@ def answer(request):
     spec.loader.exec_module(module)
     if not hasattr(module, exercise.name):
         pytest.fail(f"{file} has no {exercise.name}; it needs `{task}`", pytrace=False)
-    return getattr(module, exercise.name)
+    function = getattr(module, exercise.name)
+
+    def yours(*inputs):
+        result = function(*inputs)
+        if result is None:
+            pytest.fail(f"{exercise.name} of {file} returns nothing", pytrace=False)
+        return result
+    return yours
 
 
 def pytest_terminal_summary(terminalreporter):

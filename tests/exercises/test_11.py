@@ -8,7 +8,7 @@ from exercises.lesson import Exercise
 from measure.metrics import frechet_distance
 
 EXERCISE = Exercise("frechet_distance(mean1, covariance1, mean2, covariance2)",
-                    "App. B.3 on FVD, and Eq. (1) of Unterthiner et al. 2018, the paper's [60]",
+                    "App. B.3 on FVD, and Unterthiner et al. 2018, the paper's [60]",
                     frechet_distance)
 
 

@@ -1,9 +1,12 @@
 """docs/exercises.md asks for what the tests test, and its solutions are where it says."""
 import importlib
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from commit import TASKS
 from conftest import ROOT
 
 PAGE = (ROOT / "docs" / "exercises.md").read_text()
@@ -28,3 +31,15 @@ def test_each_section_names_its_function_its_test_and_its_solution(number):
     room, _, symbol = name.rpartition(".")
     assert path == room.replace(".", "/") + ".py"
     assert hasattr(importlib.import_module(room), symbol)
+
+
+def test_the_toy_does_a_task_of_your_own(tmp_path, monkeypatch):
+    """The program at the end of the page, with the test's own task in place of an answer."""
+    solution = importlib.import_module("exercises.test_12").EXERCISE.solution
+    monkeypatch.setitem(sys.modules, "exercise_12", SimpleNamespace(my_task=solution))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(TASKS, "MINE", solution())              # so that it is gone afterwards
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    exec(re.search(r"```python\n(.*?)```", PAGE, re.S)[1], {})
+    assert (tmp_path / "out.gif").stat().st_size > 1000
