@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=64, help="of the report")
     try:
         dispatch(parser.parse_args())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"evaluate.py: {error}")
     finally:
         if dist.is_initialized():
@@ -179,7 +179,7 @@ def dispatch(options: argparse.Namespace) -> None:
     weights = None if options.random_weights else options.weights
     if options.what is None:
         print_abilities(options.weights)
-    elif set(options.what.split(",")) <= set(METRICS):
+    elif options.sets or set(options.what.split(",")) <= set(METRICS):
         compare(options.what.split(","), options.sets, weights=weights, json_file=options.json,
                 folds=options.folds or 1, processes=start_evaluation(), **{name: getattr(
                     options, name) for name in ("frames", "stride", "size", "infinity", "batch",

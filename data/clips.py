@@ -243,7 +243,7 @@ class VideoFolder(ClipSource):
             error = f"{facts['width']}x{facts['height']} pixels is no picture"
         if not error and frames < self.needed and not self.pad_short:
             error = (f"{frames} frames, and a clip takes {self.needed} "
-                     "(--pad-short repeats the last frame instead)")
+                     "(train.py --pad-short repeats the last frame instead)")
         if error:
             print(f"skipped {name}: {error}", file=sys.stderr)
         elif frames < self.needed:

@@ -12,18 +12,17 @@ it: a metric that is added later reuses what is there, and computes itself alone
 
 Not here: what the rows hold (features.py), which clips they are of (protocols.py, sets.py).
 
-Run:    python -m measure.rows [FOLDER]     who computes which sample, or what is stored there
+Run:    python -m measure.rows     who computes which sample
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable
 
 import numpy as np
 import torch
@@ -155,20 +154,8 @@ def open_features(path: str | Path, wanted: dict) -> tuple[Tensor, dict]:
     return features, facts
 
 
-def shown(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        files = sorted(folder.glob("*.npz"))
-        print(f"{folder}: {len(files)} batches")
-        for path in files[:1]:
-            with np.load(path, allow_pickle=False) as arrays:
-                for name in arrays.files:
-                    print(f"    {name:16} {arrays[name].shape}")
-
-
 def main() -> None:
-    """What is stored below a folder; without one, which of 14 samples is computed where."""
-    if len(sys.argv) > 1:
-        return shown(sorted({path.parent for path in Path(sys.argv[1]).rglob("*.npz")}))
+    """Which of 14 samples is computed where."""
     for rank in range(3):
         print(f"process {rank} of 3 makes", *(f"{first // 4:06}.npz of samples {first}, ..."
                                               for first in range(0, 14, 4)[rank::3]))

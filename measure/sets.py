@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from data.clips import VideoFolder, resize_short_side
 from data.counts import count_frames
 from data.decoding import opened
-from data.layouts import find_layout
+from data.layouts import VIDEO_SUFFIXES, find_layout
 from data.source import NO_LABEL, ClipSource, digest
-from measure.features import (PAIRED, load_clips, measure_videos, open_judges, rows_of,
+from measure.features import (METRICS, PAIRED, load_clips, measure_videos, open_judges, rows_of,
                               stored_names)
 from measure.numbers import entry, print_numbers, print_trials, score
 from measure.protocols import CENTRE, Clip
@@ -46,7 +46,7 @@ class VideoSet(NamedTuple):
     path: str
     source: ClipSource
     content: str                    # of its files
-    names: list[str]                # below its folder, without suffix; numbers in an array
+    names: list[str]                # below its folder, bare; numbers in an array
     lengths: Counter                # frames -> how many videos have so many
     sizes: Counter                  # "WIDTHxHEIGHT" -> likewise
     coded: Counter                  # "h264", "gif", "no loss" -> likewise
@@ -72,29 +72,32 @@ def compare(metrics: list[str], paths: list[str], *, frames: int | None = None, 
 
     frames, stride, size: of each video the first `frames` frames, every stride-th, the short side
     resized to `size`, the central square. Frames and size have to be said where videos differ in
-    them. psnr, ssim and lpips compare videos of one name; of arrays, of one number.
+    them. psnr, ssim and lpips compare videos of one name; an array's are numbers.
     pins: of pretrained.load_weights. real_features: a file in the place of the real set;
     save_features: one to be written; json_file: for the numbers. Returns these; None in
     processes other than the first.
     """
     paired = [name for name in metrics if name in PAIRED]
     of_sets = [name for name in metrics if name not in PAIRED]
-    check_paths(metrics, paths, real_features)
+    check_request(metrics, paths, real_features, save_features, frames=frames, stride=stride,
+                  size=size, batch=batch, folds=folds)
+    judges = open_judges(metrics, weights, processes.device, pins)
     sets, facts = open_sets(paths, frames, stride, size, processes)
     pairs = pairs_of(*sets) if paired else []
-    check_counts(sets, pairs, of_sets, folds, facts["frames"])
-    judges = open_judges(metrics, weights, processes.device, pins)
+    check_clips(metrics, facts)
+    check_counts(sets, pairs, of_sets, folds)
     work = Work(judges, facts, batch, processes)
-    numbers, counts, identical = {}, [len(videos.names) for videos in sets], 0
+    numbers, identical, counts = {}, 0, [len(videos.names) for videos in sets]
     if of_sets:
-        fake = set_rows(work, sets[-1], rows_of(of_sets))
         real = {}
         if "fvd" in work.judges:
-            real["fvd"] = features_of_real(work, sets[0], real_features, save_features)
-            counts[0] = len(real["fvd"])
+            real["fvd"], described = features_of_real(work, sets[0], real_features, save_features)
+            sets = [described, sets[-1]]
+            counts = [len(real["fvd"]), counts[-1]]
+        fake = video_rows(work, sets[-1:], rows_of(of_sets))
         numbers |= score(of_sets, folds, real, fake, infinity=infinity)
     if paired:
-        rows = pair_rows(work, *sets, pairs, rows_of(paired))
+        rows = video_rows(work, sets, rows_of(paired), pairs)
         numbers |= score(paired, folds, {}, rows)
         identical = int(rows["identical"].sum()) if "psnr" in paired else 0
     if processes.rank:
@@ -104,39 +107,56 @@ def compare(metrics: list[str], paths: list[str], *, frames: int | None = None, 
                    for name, number in numbers.items())
     if identical:
         entries["identical_frames"] = dict(count=identical)
-    described = [*([real_features] if real_features else []), *paths]
-    by = f"; {len(pairs)} pairs by {'name' if named(*sets) else 'number'}" if pairs else ""
-    print_numbers(f"no protocol: {' against '.join(described)}\nthe first {facts['frames']} frames "
+    paths = [*([real_features] if real_features else []), *paths]
+    by = f"; {len(pairs)} pairs by name" if pairs else ""
+    print_numbers(f"no protocol: {' against '.join(paths)}\nthe first {facts['frames']} frames "
                   f"at stride {stride}, {facts['size']} pixels{by}", {"sets": entries})
     print_trials({"sets": entries})
     if json_file:
-        outcome = dict(sets=described, videos=counts, **facts, numbers=entries)
+        outcome = dict(sets=paths, videos=counts, **facts, numbers=entries)
+        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
         Path(json_file).write_text(json.dumps(outcome, indent=2, allow_nan=False) + "\n")
     return entries
 
 
-def check_paths(metrics: list[str], paths: list[str], real_features: str | None) -> None:
-    """ValueError unless there are as many sets as these numbers compare."""
-    paired, two = set(metrics) & set(PAIRED), set(metrics) != {"is"}
+def check_request(metrics: list[str], paths: list[str], real_features: str | None,
+                  save_features: str | None, **numbers: int | None) -> None:
+    """ValueError unless there are as many sets as these numbers compare, and all are positive."""
+    paired, judged = set(metrics) & set(PAIRED), {"fvd", "kvd"} & set(metrics)
+    if unknown := set(metrics) - set(METRICS):
+        raise ValueError(f"number {unknown.pop()!r}; choose from {' '.join(METRICS)}")
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} {value}; wanted 1 or more")
     if real_features and paired:
         raise ValueError(f"{' '.join(sorted(paired))} of stored features; they compare videos")
-    if len(paths) != (2 if two and not real_features else 1):
+    if (real_features or save_features) and not judged:
+        raise ValueError(f"{','.join(metrics)} needs no features of real videos; fvd and kvd do")
+    two = set(metrics) != {"is"} and not real_features
+    if len(paths) != 1 + two:
         raise ValueError(f"{','.join(metrics)} of {len(paths)} sets; it takes "
-                         + ("two, real and fake" if two and not real_features
-                            else "one, the fakes"))
+                         + ("two, real and fake" if two else "one, the fakes"))
 
 
-def check_counts(sets: list[VideoSet], pairs: list, of_sets: list[str], folds: int, frames: int
-                 ) -> None:
-    """ValueError unless there are videos for each fold, and frames for I3D."""
-    judged = {"fvd", "kvd"} & set(of_sets)
-    counts = [len(videos.names) for videos in sets] if of_sets else [len(pairs)]
-    least = folds * (2 if judged else 1)
-    if min(counts) < least or any(count % folds for count in counts):
-        raise ValueError(f"{' and '.join(map(str, counts))} videos; {folds} folds need a multiple "
-                         f"of {folds}, at least {least}")
-    if judged and frames < 9:
+def check_clips(metrics: list[str], facts: dict) -> None:
+    """ValueError unless every metric can see clips of so many frames and pixels."""
+    frames, side = facts["frames"], min(map(int, facts["size"].split("x")))
+    if {"fvd", "kvd"} & set(metrics) and frames < 9:
         raise ValueError(f"clips of {frames} frames; I3D needs at least 9")
+    if "is" in metrics and frames != 16:
+        raise ValueError(f"clips of {frames} frames; IS takes exactly 16: --frames 16")
+    for name, least in dict(ssim=11, lpips=16).items():
+        if name in metrics and side < least:
+            raise ValueError(f"clips of {facts['size']} pixels; {name} needs {least}x{least}")
+
+
+def check_counts(sets: list[VideoSet], pairs: list, of_sets: list[str], folds: int) -> None:
+    """ValueError unless there are videos for each fold."""
+    counts = [len(videos.names) for videos in sets] if of_sets else [len(pairs)]
+    least = folds * (2 if {"fvd", "kvd"} & set(of_sets) else 1)
+    if min(counts) < least or any(count % folds for count in counts):
+        raise ValueError(f"{' and '.join(map(str, counts))} videos; wanted at least {least}"
+                         + (f", a multiple of {folds} for the folds" if folds > 1 else ""))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,10 +247,16 @@ def open_set(path: Path, facts: dict[str, dict], shape: tuple[int, int, int], st
             coded = Counter(pool.map(coding_of, files))
     used = [facts[name] for name in names]
     return VideoSet(str(path), source, from_first(lambda: content_of(source), processes),
-                    [name if path.is_file() else str(Path(name).with_suffix("")) for name in names],
-                    Counter(fact["frames"] for fact in used),
+                    [bare(name) for name in names], Counter(fact["frames"] for fact in used),
                     Counter(f"{fact['width']}x{fact['height']}" for fact in used),
-                    coded, [name for name in facts if name not in set(names)])
+                    coded, [bare(name) for name in facts if name not in set(names)])
+
+
+def bare(name: str) -> str:
+    """A video's name without what differs between copies: its suffix, zeros before a number."""
+    path = Path(name)
+    name = str(path.with_suffix("")) if path.suffix.lower() in VIDEO_SUFFIXES else name
+    return str(int(name)) if name.isdecimal() else name
 
 
 def coding_of(path: Path) -> str:
@@ -246,19 +272,15 @@ def coding_of(path: Path) -> str:
         return stream.codec_context.name
 
 
-def named(real: VideoSet, fake: VideoSet) -> bool:
-    return not any(isinstance(videos.source, Array) for videos in (real, fake))
-
-
 def pairs_of(real: VideoSet, fake: VideoSet) -> list[tuple[int, int]]:
-    """Which video is compared with which: those of one name; where one set is an array, of one
-    number. ValueError where a video has no partner, unless that is too short or broken."""
-    if not named(real, fake):
-        if len(real.names) != len(fake.names):
-            raise ValueError(f"{len(real.names)} and {len(fake.names)} videos; wanted pairs")
-        return [(i, i) for i in range(len(real.names))]
+    """Which video is compared with which: those of one name. ValueError where a video has two
+    partners or none, unless that is too short or broken."""
     for one, other in ((real, fake), (fake, real)):
-        known = {*other.names, *(str(Path(name).with_suffix("")) for name in other.left_out)}
+        twice = [name for name, count in Counter(one.names).items() if count > 1]
+        if twice:
+            raise ValueError(f"{one.path} has several videos called {twice[0]!r}; wanted pairs of "
+                             "equal names")
+        known = {*other.names, *other.left_out}
         lonely = [name for name in one.names if name not in known]
         if lonely:
             raise ValueError(f"{len(lonely)} videos of {one.path} have no partner of their name in "
@@ -270,48 +292,35 @@ def pairs_of(real: VideoSet, fake: VideoSet) -> list[tuple[int, int]]:
 # ---------------------------------------------------------------------------------------------
 # Rows
 
-def set_rows(work: Work, videos: VideoSet, wanted: list[str]) -> Rows:
-    """Features of each video of a set, in the order of its names."""
-    def compute(part: list[Clip], first: int, missing: list[str]) -> Rows:
-        clips, _ = load_clips(videos.source, part, work.processes.device)
-        return measure_videos(work.judges, missing, clips)
+def video_rows(work: Work, sets: list[VideoSet], wanted: list[str],
+               pairs: list[tuple[int, int]] | None = None) -> Rows:
+    """What the metrics must know of each video of one set, or of pairs of real and fake."""
+    items = pairs or [(place,) for place in range(len(sets[0].names))]
 
-    return stored(work, [videos.content], [clip_of(i) for i in range(len(videos.names))], compute,
-                  videos.path, wanted)
+    def compute(part: list[tuple[int, ...]], first: int, missing: list[str]) -> Rows:
+        videos = [load_clips(videos.source, [Clip(item[k], 0, CENTRE, CENTRE) for item in part],
+                             work.processes.device)[0] for k, videos in enumerate(sets)]
+        return measure_videos(work.judges, missing, *reversed(videos))
 
-
-def pair_rows(work: Work, real: VideoSet, fake: VideoSet, pairs: list[tuple[int, int]],
-              wanted: list[str]) -> Rows:
-    """What each pair's metrics must know, of (place in real, place in fake)."""
-    def compute(part: list[tuple[int, int]], first: int, missing: list[str]) -> Rows:
-        ours, theirs = (load_clips(videos.source, [clip_of(pair[k]) for pair in part],
-                                   work.processes.device)[0]
-                        for k, videos in enumerate((real, fake)))
-        return measure_videos(work.judges, missing, theirs, ours)
-
-    return stored(work, [real.content, fake.content, pairs], pairs, compute, "pairs", wanted)
-
-
-def stored(work: Work, of: list, items: list, compute, title: str, wanted: list[str]) -> Rows:
-    settings = dict(of=of, batch=work.batch, device=work.processes.device.type, **work.facts)
+    settings = dict(of=[*(videos.content for videos in sets), items], batch=work.batch,
+                    device=work.processes.device.type, **work.facts)
     return rows_on_disk(machine_cache() / f"set-{digest(settings)}", items, work.batch, compute,
-                        work.processes, title, stored_names(wanted, work.judges))
+                        work.processes, "pairs" if pairs else sets[0].path,
+                        stored_names(wanted, work.judges))
 
 
-def clip_of(video: int) -> Clip:
-    return Clip(video, 0, CENTRE, CENTRE)
-
-
-def features_of_real(work: Work, real: VideoSet, given: str | None, save: str | None) -> Tensor:
-    """I3D's logits of the real set (n, 400), from a file if one is given."""
-    facts = work.facts | dict(of="the first frames of each video",
+def features_of_real(work: Work, real: VideoSet, given: str | None, save: str | None
+                     ) -> tuple[Tensor, VideoSet]:
+    """I3D's logits of the real set (n, 400), and the set; both from a file if one is given."""
+    facts = work.facts | dict(of="the first frames of each video of a set",
                               weights=work.judges["fvd"].weights)
     if given:
-        return open_features(given, facts)[0]
-    features = set_rows(work, real, ["fvd"])["fvd"]
+        features, told = open_features(given, facts)
+        return features, VideoSet(**told["set"])
+    features = video_rows(work, [real], ["fvd"])["fvd"]
     if save and not work.processes.rank:
-        save_features(save, features, facts | dict(path=real.path, content=real.content))
-    return features
+        save_features(save, features, facts | dict(set=real._replace(source=None)._asdict()))
+    return features, real
 
 
 # ---------------------------------------------------------------------------------------------
@@ -326,10 +335,10 @@ def what_is_unlike(metric: str, sets: list[VideoSet], facts: dict, clips: int) -
     if judged and facts["frames"] != 16:
         reasons.append(f"{facts['frames']} frames; FVDs are published of 16")
     if facts["stride"] != 1:
-        reasons.append(f"every {facts['stride']}th frame alone")
+        reasons.append(f"one frame of every {facts['stride']}")
     taken = (facts["frames"] - 1) * facts["stride"] + 1
     for videos in sets:
-        longest = max(videos.lengths)
+        longest = max(map(int, videos.lengths))             # keys are letters in a file
         if longest >= taken + facts["stride"]:
             reasons.append(f"{videos.path}: the first frames of videos of up to {longest}")
         other = [size for size in videos.sizes if size != facts["size"]]
@@ -339,6 +348,8 @@ def what_is_unlike(metric: str, sets: list[VideoSet], facts: dict, clips: int) -
         if videos.left_out:
             reasons.append(f"{videos.path}: {len(videos.left_out)} videos too short or broken, "
                            "left out")
+    if len({videos.content for videos in sets}) < len(sets):
+        reasons.append("both sets are the same videos")
     if any("gif" in coding for coding in codings):
         reasons.append("GIF keeps 256 colours of a picture")
     if len(sets) == 2 and codings[0] != codings[1] and metric != "is":

@@ -63,7 +63,7 @@ def noise(*shape, seed=0):
 def sets(tmp_path):
     for seed, (name, shape) in enumerate(dict(
             a=(4, 9, 16, 16, 3), b=(4, 9, 16, 16, 3), c=(6, 9, 16, 16, 3), short=(4, 8, 16, 16, 3),
-            small=(4, 9, 12, 16, 3)).items()):
+            small=(4, 9, 12, 16, 3), one=(1, 9, 16, 16, 3)).items()):
         np.save(tmp_path / f"{name}.npy", noise(*shape, seed=seed))
     return {path.stem: str(path) for path in tmp_path.glob("*.npy")}
 
@@ -149,6 +149,34 @@ def test_pairs_are_found_by_name_whatever_else_lies_there_before(tmp_path, capsy
         compare(["psnr"], [real, str(fake)])
 
 
+def test_an_arrays_videos_are_called_by_their_numbers(tmp_path):
+    videos = noise(11, 1, 16, 16, 3)
+    np.save(tmp_path / "all.npy", videos)               # by letters, 10 would come before 2
+    for name in ("{}.npy", "{:06}.npy"):
+        each = tmp_path / name
+        for number, video in enumerate(videos):
+            write_video(each / name.format(number), video)
+        entry = compare(["psnr"], [str(tmp_path / "all.npy"), str(each)])
+        assert entry["identical_frames"] == dict(count=11)
+
+
+def test_videos_of_one_name_in_one_folder_make_no_pairs(tmp_path):
+    videos = noise(2, 4, 16, 16, 3)
+    real = folder(tmp_path / "real", videos)
+    write_video(tmp_path / "real" / "0.gif", videos[1])
+    with pytest.raises(ValueError, match="real has several videos called '0'; wanted pairs"):
+        compare(["psnr"], [real, real])
+
+
+def test_folders_of_frames_may_have_points_in_their_names(tmp_path):
+    for name in ("clip.v1", "clip.v2"):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        imageio.imwrite(tmp_path / "real" / name / "0.png", noise(16, 16, 3, seed=len(name)))
+    entries = compare(["psnr"], [str(tmp_path / "real")] * 2)
+    assert entries["identical_frames"] == dict(count=2)
+    assert entries["PSNR*"]["not_as_wanted"] == ["both sets are the same videos"]
+
+
 def test_a_video_that_is_too_short_leaves_its_partner_out_too(tmp_path, capsys):
     videos = noise(3, 6, 16, 16, 3)
     real = folder(tmp_path / "real", videos)
@@ -212,12 +240,31 @@ def test_features_can_be_passed_on_without_the_videos(sets, tmp_path, cheap, mon
     again = compare(["fvd", "kvd"], [sets["b"]], real_features=file)
     assert {name: entry["mean"] for name, entry in again.items()} == {
         name: entry["mean"] for name, entry in whole.items()}
+    assert {name: entry["not_as_wanted"] for name, entry in again.items()} == {
+        name: entry["not_as_wanted"] for name, entry in whole.items()}
     with pytest.raises(ValueError, match="is of size '16x16'; wanted '8x8'"):
         compare(["fvd"], [sets["b"]], real_features=file, size=8)
     with pytest.raises(ValueError, match="psnr of stored features; they compare videos"):
         compare(["psnr"], [sets["b"]], real_features=file)
     with pytest.raises(FileNotFoundError, match="--save-features FILE writes them"):
         compare(["fvd"], [sets["b"]], real_features=str(tmp_path / "none.npz"))
+
+
+def test_stored_features_bring_the_reasons_for_a_star_of_their_videos(tmp_path, cheap, monkeypatch):
+    real = folder(tmp_path / "real", noise(6, 12, 24, 32, 3), ".gif")
+    fake = folder(tmp_path / "fake", noise(2, 9, 16, 16, 3, seed=1))
+    file = str(tmp_path / "real.npz")
+    whole = compare(["fvd"], [real, fake], frames=9, size=16, save_features=file)["FVD*"]
+    again = compare(["fvd"], [fake], frames=9, size=16, real_features=file)["FVD*"]
+    assert again == whole and again["samples"] == 2             # the fakes', not the reals'
+    reasons = " ".join(again["not_as_wanted"])
+    for part in ("2 videos a fold", "up to 12", "from 32x24", "256 colours", "coded unlike"):
+        assert part in reasons
+    del cheap[:]
+    with pytest.raises(FileNotFoundError, match="--save-features FILE writes them"):
+        compare(["fvd"], [folder(tmp_path / "new", noise(2, 9, 16, 16, 3, seed=2))],
+                real_features="none.npz")
+    assert not cheap                                            # told before any network has run
 
 
 def test_two_processes_end_with_the_numbers_of_one(sets, tmp_path, cheap, one_thread):
@@ -253,24 +300,60 @@ def test_videos_as_people_have_them_get_a_number_with_every_reason(cheap, decode
     ("fvd", "a", 1, "fvd of 1 sets; it takes two"),
     ("is", "a b", 1, "it takes one"),
     ("fvd", "short short", 1, "8 frames; I3D needs at least 9"),
-    ("psnr", "a c", 1, "4 and 6 videos; wanted pairs"),
-    ("fvd", "a b", 3, "3 folds need a multiple of 3, at least 6"),
+    ("psnr", "a c", 1, "2 videos of .*c.npy have no partner .*first '4'; wanted pairs"),
+    ("fvd", "a b", 3, "4 and 4 videos; wanted at least 6, a multiple of 3 for the folds"),
     ("fvd", "a b", 4, "at least 8"),
     ("fvd", "a small", 1, "2 sizes, such as 16x12 and 16x16"),
-    ("fvd", "a nowhere", 1, "neither a folder of videos nor a .npy")])
+    ("fvd", "a nowhere", 1, "neither a folder of videos nor a .npy"),
+    ("fvd", "a one", 1, "4 and 1 videos; wanted at least 2$"),
+    ("fvd,is", "a b", 1, "9 frames; IS takes exactly 16"),
+    ("fvd,fvdd", "a b", 1, "number 'fvdd'; choose from fvd kvd is psnr ssim lpips")])
 def test_sets_that_do_not_fit_are_refused_in_one_line(sets, cheap, metrics, chosen, folds, message):
     paths = [sets.get(name, name) for name in chosen.split()]
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        compare([metrics], paths, folds=folds)
+        compare(metrics.split(","), paths, folds=folds)
     assert "\n" not in str(error.value) and not cheap
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(frames=0), "frames 0; wanted 1 or more"), (dict(stride=0), "stride 0"),
+    (dict(size=-8), "size -8"), (dict(batch=0), "batch 0"), (dict(folds=0), "folds 0"),
+    (dict(size=8), "clips of 8x8 pixels; ssim needs 11x11"),
+    (dict(real_features="none.npz"), "psnr ssim of stored features; they compare videos")])
+def test_numbers_that_make_no_sense_are_refused_before_any_network_runs(sets, cheap, options,
+                                                                        message):
+    with pytest.raises(ValueError, match=message):
+        compare(["fvd", "psnr", "ssim"], [sets["a"], sets["b"]], **options)
+    assert not cheap
+
+
+def test_a_missing_judge_is_told_before_any_video_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure.sets, "open_sets", None)
+    with pytest.raises(FileNotFoundError, match="model.ckpt.data.* is missing"):
+        compare(["fvd"], ["real", "fake"], weights=tmp_path)
+
+
+def test_features_that_nobody_needs_are_not_asked_for(sets, tmp_path):
+    for more in (dict(save_features="f.npz"), dict(real_features="f.npz")):
+        with pytest.raises(ValueError, match="is needs no features of real videos; fvd and kvd do"):
+            compare(["is"], [sets["a"]], **more)
+
+
+def test_a_store_that_cannot_be_written_is_told_in_one_line(sets, tmp_path):
+    (tmp_path / "file").touch()
+    done = subprocess.run([sys.executable, "evaluate.py", "psnr", sets["a"], sets["b"]], cwd=ROOT,
+                          env=os.environ | dict(XDG_CACHE_HOME=str(tmp_path / "file")), text=True,
+                          capture_output=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "Not a directory" in done.stderr
 
 
 def test_an_empty_folder_and_a_wrong_array_are_refused(sets, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no video in .*empty"):
-        compare(["fvd"], [str(tmp_path / "empty"), sets["a"]])
+        compare(["psnr"], [str(tmp_path / "empty"), sets["a"]])
     np.save(tmp_path / "float.npy", np.zeros((2, 9, 16, 16, 3)))
     with pytest.raises(ValueError, match="float64.*wanted uint8"):
-        compare(["fvd"], [str(tmp_path / "float.npy"), sets["a"]])
+        compare(["psnr"], [str(tmp_path / "float.npy"), sets["a"]])
 
 
