@@ -2,14 +2,13 @@
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from fresh import torchrun
+from fresh import python, torchrun
 
 import measure.sets
 from data.clips import write_lossless, write_video
@@ -341,9 +340,7 @@ def test_features_that_nobody_needs_are_not_asked_for(sets, tmp_path):
 
 def test_a_store_that_cannot_be_written_is_told_in_one_line(sets, tmp_path):
     (tmp_path / "file").touch()
-    done = subprocess.run([sys.executable, "evaluate.py", "psnr", sets["a"], sets["b"]], cwd=ROOT,
-                          env=os.environ | dict(XDG_CACHE_HOME=str(tmp_path / "file")), text=True,
-                          capture_output=True)
+    done = python("evaluate.py", "psnr", sets["a"], sets["b"], XDG_CACHE_HOME=tmp_path / "file")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "Not a directory" in done.stderr
 
