@@ -45,7 +45,8 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 SUFFIXES = {"videos": VIDEO_SUFFIXES, "frames": PICTURE_SUFFIXES, "images": PICTURE_SUFFIXES,
             "bair": bair.SUFFIXES}
 LAYOUTS = ("auto", *SUFFIXES)
-PARTS = {"train", "val", "valid", "validate", "validation", "test", "replacement"}
+# Parts of a data set, as copies call them: train, videos_train, rawframes_val, train_256.
+PART = re.compile(r"([a-z]+_)?(train|val|valid|validate|validation|test|replacement)(_\w+)?")
 
 
 class Layout(NamedTuple):
@@ -97,7 +98,7 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
             refuse_mixed(files)
         classes = [class_of(path.relative_to(root)) for path in clips]
         class_names = sorted(set(classes)) if all(classes) else []
-        if split is None and class_names and set(class_names) <= PARTS:
+        if split is None and class_names and all(map(PART.fullmatch, class_names)):
             raise ValueError(f"{root} holds {' and '.join(class_names)}, parts of a data set and "
                              f"no classes; give one of them to --data: {root / class_names[0]}")
         number = {name: label for label, name in enumerate(class_names)}
@@ -121,13 +122,13 @@ def refuse_mixed(files: list[Path]) -> None:
         if path.suffix.lower() in PICTURE_SUFFIXES:
             source = re.sub(r"[0-9]+$", "", path.stem)
             first = sources.setdefault(path.parent, source)
+            if source.endswith(f"__{path.parent.name}__") and nuscenes.NAME.fullmatch(path.stem):
+                raise ValueError(f"{path.parent} mixes the scenes of nuScenes; "
+                                 "python -m data.nuscenes RAW OUT cuts it into scenes")
             if first != source and max(len(first), len(source)) > 1:
-                advice = ("python -m data.nuscenes RAW OUT cuts it into scenes"
-                          if nuscenes.NAME.fullmatch(path.stem)
-                          else "give each clip its own folder")
                 raise ValueError(f"{path.parent} mixes frames of several sources, {first!r} and "
-                                 f"{source!r}; {advice}, or --layout images takes each picture "
-                                 "on its own")
+                                 f"{source!r}; give each clip its own folder, or --layout images "
+                                 "takes each picture on its own")
 
 
 def _files(folder: str | Path) -> Iterator[Path]:

@@ -80,8 +80,8 @@ def open_judges(metrics: list[str], directory: str | Path | None, device: torch.
         try:
             judge = load(directory, pins) if directory else randomize(network(), 0)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}; or leave {METRICS[metric]} out, or try "
-                                    " the pipeline with --random-weights") from None
+            raise FileNotFoundError(f"{error}; or leave {METRICS[metric]} out, or try the "
+                                    "pipeline with --random-weights") from None
         judges[metric] = judge.to(device)
     return judges
 

@@ -110,7 +110,7 @@ def real_rows(job: Job, clips: list[Clip]) -> Tensor:
         return measure_videos(job.judges, missing, to_measure(video, job.size))
 
     request, config = job.request, job.run.config
-    facts = dict(of=f"the real clips of protocol {job.name}, seed {request.seed}",
+    facts = dict(source=f"the real clips of protocol {job.name}, seed {request.seed}",
                  weights=job.judges["fvd"].weights, frames=config.frames, stride=config.stride,
                  size=f"{job.size}x{job.size}", clips=len(clips))
     if request.real_features:

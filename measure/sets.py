@@ -312,7 +312,7 @@ def video_rows(work: Work, sets: list[VideoSet], wanted: list[str],
 def features_of_real(work: Work, real: VideoSet, given: str | None, save: str | None
                      ) -> tuple[Tensor, VideoSet]:
     """I3D's logits of the real set (n, 400), and the set; both from a file if one is given."""
-    facts = work.facts | dict(of="the first frames of each video of a set",
+    facts = work.facts | dict(source="the first frames of each video",
                               weights=work.judges["fvd"].weights)
     if given:
         features, told = open_features(given, facts)

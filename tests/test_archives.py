@@ -91,8 +91,12 @@ def test_every_tenth_scene_is_kept_for_testing(tmp_path, monkeypatch):
 
 
 def test_a_cameras_folder_is_refused_as_a_clip_with_advice(drives):
-    with pytest.raises(ValueError, match="CAM_FRONT mixes .*python -m data.nuscenes RAW OUT"):
-        find_layout(drives / "samples" / "CAM_FRONT")
+    for part in ("samples", "sweeps"):
+        for path in (drives / part / "CAM_FRONT").glob(f"{sorted(LOGS)[0]}*"):
+            path.unlink()                                   # one drive alone has many scenes, too
+    for folder in (drives / "samples" / "CAM_FRONT", drives):
+        with pytest.raises(ValueError, match="mixes the scenes.*python -m data.nuscenes RAW OUT"):
+            find_layout(folder)
     with pytest.raises(FileNotFoundError, match="give nuScenes' own folder"):
         nuscenes.find_frames(drives / "samples")
 
@@ -134,15 +138,17 @@ def test_kinetics_csv_names_clips_by_video_and_seconds_wherever_they_lie(tmp_pat
         find_layout(tmp_path / "train", split=tmp_path / "test.csv")
 
 
-def test_a_folder_of_train_and_val_is_refused_instead_of_being_two_classes(tmp_path):
-    for part in ("train", "val"):
+@pytest.mark.parametrize("train, val", [("train", "val"), ("train_256", "val_256"),
+                                        ("videos_train", "videos_val")])
+def test_a_folder_of_train_and_val_is_refused_instead_of_being_two_classes(tmp_path, train, val):
+    for part in (train, val):
         write_video(tmp_path / "k600" / part / "yoga" / "a.npy", video_of(9))
-    with pytest.raises(ValueError, match="train and val, parts of a data set and no classes; "
-                       "give one of them to --data: .*k600/train"):
+    with pytest.raises(ValueError, match=f"{train} and {val}, parts of a data set and no classes; "
+                       f"give one of them to --data: .*k600/{train}"):
         find_layout(tmp_path / "k600")
-    assert find_layout(tmp_path / "k600" / "train").class_names == ["yoga"]
+    assert find_layout(tmp_path / "k600" / train).class_names == ["yoga"]
     write_video(tmp_path / "k600" / "walking" / "a.npy", video_of(9))
-    assert find_layout(tmp_path / "k600").class_names == ["train", "val", "walking"]
+    assert find_layout(tmp_path / "k600").class_names == [train, val, "walking"]
 
 
 def test_objectrons_index_names_folders_of_video_mov(tmp_path):

@@ -105,6 +105,7 @@ def numbers_of(outcome):
 
 def fresh(run, tmp_path):
     """The same run in another folder, with nothing stored."""
+    tmp_path.mkdir(exist_ok=True)
     for name in ("tokenizer.pt", "transformer.pt"):
         (tmp_path / name).symlink_to(run / name)
     return tmp_path
@@ -164,8 +165,9 @@ def test_samples_shared_by_three_places_are_those_of_one(run, tmp_path, cheap, m
     assert len(cheap) == 2 * 2                              # batches 0 and 3; the rest was there
 
 
-def test_two_processes_end_with_the_numbers_of_one(run, tmp_path, cheap, one_thread):
-    alone = numbers_of(evaluate.evaluate_protocol(run, "toy", **SHORT))
+def test_two_processes_end_with_the_numbers_of_one(run, tmp_path, cheap, one_thread, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a store"))
+    alone = numbers_of(evaluate.evaluate_protocol(fresh(run, tmp_path / "alone"), "toy", **SHORT))
     script = tmp_path / "cheap.py"
     script.write_text(f"""import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
