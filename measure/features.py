@@ -35,7 +35,8 @@ from data.source import NO_LABEL, ClipSource, digest, to_float
 from decode import generate, gumbel_noise
 from measure.metrics import frames_of, mean_of_finite, psnr, ssim
 from measure.networks import C3D, I3D, LPIPS, randomize
-from measure.pretrained import c3d_input, i3d_input, load_c3d, load_i3d, load_lpips
+from measure.pretrained import (PINNED, UNKNOWN, c3d_input, i3d_input, load_c3d, load_i3d,
+                                load_lpips)
 from measure.protocols import NO_BENCHMARK, PROTOCOLS, Clip
 from steps import autocast
 from training.build import as_plain
@@ -64,8 +65,10 @@ def rows_of(metrics: Iterable[str]) -> list[str]:
 
 
 def stored_names(rows: Iterable[str], judges: dict[str, nn.Module]) -> dict[str, str]:
-    """A row -> the name that it is stored under, which tells the weights that made it."""
-    return {row: f"{row}-{digest(judges[row].weights)}" if row in judges else row for row in rows}
+    """A row -> the name that it is stored under, which tells the weights that made it, not who
+    vouches for them."""
+    label = {row: judge.weights.replace(PINNED, UNKNOWN) for row, judge in judges.items()}
+    return {row: f"{row}-{digest(label[row])}" if row in judges else row for row in rows}
 
 
 def open_judges(metrics: list[str], directory: str | Path | None, device: torch.device,

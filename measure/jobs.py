@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,6 +30,7 @@ from measure.protocols import PROTOCOLS, Clip, Protocol, measured_size, to_measu
 from measure.report import measurable_tasks
 from measure.rows import (Rows, content_of, machine_cache, open_features, rows_on_disk,
                           save_features)
+from pictures import to_frames
 from training.checkpoint import Run, load_run
 from training.plan import Count, empty_networks, made_up
 from training.presets import PRESETS, TrainConfig
@@ -87,6 +87,8 @@ def open_job(folder: Path, name: str, data: DataConfig | ClipSource | None, requ
     if count < least or count % folds:
         raise ValueError(f"{count} samples; the {folds} folds of {name} need a multiple "
                          f"of {folds}, at least {least}")
+    if request.batch < 1:
+        raise ValueError(f"batch {request.batch}; wanted 1 or more")
     judges = open_judges(metrics, weights, processes.device, request.pins)
     run = load_run(folder, processes.device)
     tasks = request.tasks or [protocol.tasks[0] if name != "own" else measurable_tasks(run)[0]]
@@ -141,7 +143,7 @@ def fake_rows(job: Job, task: str, clips: list[Clip]) -> Rows:
         fake, used = sample_videos(run, task, real, label, request.decoding, request.seed, first,
                                    request.precision)
         for sample, video in enumerate(fake if request.save else (), first):
-            write_lossless(path_of(sample), as_bytes(video))
+            write_lossless(path_of(sample), to_frames(video))
         pair = to_measure(fake, job.size), to_measure(real, job.size)
         return measure_videos(job.judges, missing, *pair) | used
 
@@ -153,11 +155,6 @@ def fake_rows(job: Job, task: str, clips: list[Clip]) -> Rows:
     folder = run.folder / "features" / f"{task}-{digest(settings)}"
     return rows_on_disk(folder, clips, request.batch, compute, job.processes, task,
                         stored_names(wanted, job.judges), made=made)
-
-
-def as_bytes(video: Tensor) -> np.ndarray:
-    """(3, T, H, W) in [0, 1] -> uint8 (T, H, W, 3), to the nearest."""
-    return (video * 255).round().byte().permute(1, 2, 3, 0).cpu().numpy()
 
 
 def checkpoint_stamps(run: Path) -> list:

@@ -115,6 +115,7 @@ WEIGHTS = {
     "lpips_vgg.pth": WeightFile("LPIPS: channel weights, v0.1",
         f"{GITHUB}/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
         "git blob", "47e943cfacabf7040b4af8cf4084ab91177f1b88")}
+PINNED, UNKNOWN = "verified by your pin", "unverified"
 I3D_FILES = tuple(WEIGHTS)[:3]                          # in the order in which they are looked for
 LOOKALIKES = {             # by git's hash, files that have been taken for the right one
     "73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a":
@@ -147,7 +148,7 @@ def load_weights(path: str | Path, pins: Sequence[str] = ()) -> tuple[dict[str, 
     if wanted is None:
         if pins and found not in pins:
             raise ValueError(f"{path} has {kind} {found}; pinned were {' '.join(pins)}")
-        verdict = f"{kind} {found[:12]}, {'verified by your pin' if pins else 'unverified'}"
+        verdict = f"{kind} {found}, {PINNED if pins else UNKNOWN}"
     elif kind != "tensors" and found.startswith(wanted):
         verdict = f"{kind} {found[:12]}, verified"
     else:

@@ -23,11 +23,12 @@ from data.clips import DataConfig, read_video, write_video
 from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL, ClipSource
 from measure.features import (in_bfloat16, measure_videos, noise_of, run_labels, trained_on)
-from measure.jobs import Request, as_bytes, fake_rows, flop_of_sample, open_job, real_rows
+from measure.jobs import Request, fake_rows, flop_of_sample, open_job, real_rows
 from measure.protocols import PROTOCOLS, real_clips
 from measure.report import report
 from measure.rows import rows_on_disk
 from measure.speed import measure_speed, print_speed
+from pictures import to_frames
 from training.build import as_plain, build
 from training.checkpoint import load_run, save_checkpoint
 from training.processes import Processes
@@ -363,7 +364,7 @@ def test_saved_videos_are_the_samples_to_the_last_bit(run, tmp_path, cheap):
     clips = real_clips(job.source, job.protocol, 16)
     real, label = measure.jobs.load_clips(job.source, clips[:4], torch.device("cpu"))
     sample, _ = measure.jobs.sample_videos(loaded, "CG", real, label, job.request.decoding, 0, 0)
-    assert all((as_bytes(ours) == as_bytes(theirs)).all() for ours, theirs in zip(sample, video))
+    assert all((to_frames(ours) == to_frames(theirs)).all() for ours, theirs in zip(sample, video))
 
 
 def test_folds_may_be_others_and_are_starred(run, folder, tmp_path, cheap):
@@ -453,7 +454,7 @@ def test_speed_is_split_into_its_parts(run, capsys):
 
 @pytest.mark.parametrize("options, message", [
     (dict(samples=2), "2 samples; the 4 folds of bair need a multiple of 4, at least 8"),
-    (dict(samples=10), "10 samples"),
+    (dict(samples=10), "10 samples"), (dict(batch=0), "batch 0; wanted 1 or more"),
     (dict(samples=8), "model.ckpt.data.* is missing .*save https.*--random-weights"),
     (dict(samples=8, metrics=["psnr"]), "needs --data, the folder of its test videos")])
 def test_an_evaluation_that_cannot_be_done_is_refused_before_it_starts(run, options, message):

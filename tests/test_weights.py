@@ -12,7 +12,7 @@ import torch
 
 from data.bair import masked_crc32c
 from measure import deepmind, pretrained
-from measure.features import open_judges
+from measure.features import open_judges, stored_names
 from measure.networks import C3D, I3D, randomize
 from measure.numbers import entry
 
@@ -242,7 +242,21 @@ def test_a_pinned_c3d_bears_no_star_and_what_else_is_in_its_file_is_ignored(tmp_
         return entry("is", (1.0, 0.0), 9, 1, judges, [])
 
     assert name(())[0] == "IS*"
+    stored = [stored_names(["is"], open_judges(["is"], tmp_path, torch.device("cpu"), pins))
+              for pins in ((), c3d_files)]
+    assert stored[0] == stored[1]                               # what was computed is used again
     title, numbers = name(c3d_files)
-    assert title == "IS" and c3d_files[0][:12] in numbers["weights"]
+    assert title == "IS" and c3d_files[0] in numbers["weights"]
     with pytest.raises(ValueError, match=f"mean2.npz has sha256 {c3d_files[1]}; pinned were"):
         name(c3d_files[:1])
+
+
+@pytest.mark.parametrize("value, verdict", [(131.4, "131.4: the chain is right"),
+                                            (219.0, "219.0: NOT RIGHT")])
+def test_the_example_of_googles_code_says_whether_the_chain_is_right(tmp_path, monkeypatch, capsys,
+                                                                     value, verdict):
+    monkeypatch.setattr(pretrained, "load_i3d", lambda directory: None)
+    monkeypatch.setattr(pretrained, "black_and_white", lambda network: value)
+    monkeypatch.setattr("sys.argv", ["pretrained", str(tmp_path)])
+    pretrained.main()
+    assert verdict in capsys.readouterr().out
