@@ -301,8 +301,8 @@ class VideoFolder(ClipSource):
         path, frames = self.videos[index]
         count = (min(frames, self.needed) - 1) // self.stride + 1
         if self._cache is None:
-            frames = read_frames(path, start, count, self.stride, self.spacings[index])
-            video = resize_short_side(frames, round(self.H / part), round(self.W / part))
+            window = read_frames(path, start, count, self.stride, self.spacings[index])
+            video = resize_short_side(window, round(self.H / part), round(self.W / part))
         else:
             if path not in self._cache:    # two threads may both decode it: the same frames twice
                 self._cache[path] = resize_short_side(read_frames(path), self.H, self.W)

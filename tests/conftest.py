@@ -36,13 +36,18 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+def computing_on(threads: int):
+    """The body of a fixture: so many threads while a test runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def one_thread():
     """This process computes as each of several does that share a machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    yield from computing_on(1)
 
 
 # What the parity tests measured, printed at the end of the run: name -> largest deviation.

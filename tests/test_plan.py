@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import computing_on
 
 from tokenizer import TOKENIZERS, VideoTokenizer
 from training.build import build
@@ -66,10 +67,7 @@ def test_a_matrix_product_is_two_flop_per_multiplication_and_its_gradient_twice_
 @pytest.fixture
 def two_threads():
     """With one, torch computes 1x1x1 convolutions in another way, which takes a little more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    yield from computing_on(2)
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])

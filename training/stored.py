@@ -164,7 +164,7 @@ def keep_pool(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, fol
               facts: dict) -> Table:
     """The table of a run's pool, out of its folder; made there where it is not, or is another's."""
     if facts_in(folder) not in (None, facts):
-        for path in [folder / "tokens.json", *folder.glob("*.npy")]:
+        for path in [*folder.glob("*.npy"), folder / "tokens.json"]:    # whose they are, last
             path.unlink()
     write_shards(tokenizer, source, config, folder, facts)
     return open_table(folder)
