@@ -5,7 +5,7 @@ Paper   none: App. B.3 has "a single data loader"; this is what keeps eight GPUs
 Shapes  step -> clips, uint8 (B, T, H, W, 3), and labels, int64 (B,); source.to_float makes them
         float (B, 3, T, H, W) in [0, 1] where they are, so that bytes go to the GPU, not floats
 
-Read    BatchLoader.
+Read    BatchLoader; one_core_each.
 
 Not here: which clips make the batch of a step (source.py), how one is cut out (clips.py).
 
@@ -47,7 +47,7 @@ class BatchLoader:
         self.places = places_of(batch_size, rank, world)
         self.ahead, self.total, self.pinned = ahead, total, pinned
         threads = threads or os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(threads if source.parallel else 1, "clips")
+        self._pool = one_core_each(threads if source.parallel else 1)
         self._begun: dict[int, list[Future]] = {}
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -88,6 +88,17 @@ class BatchLoader:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+
+def one_core_each(threads: int) -> ThreadPoolExecutor:
+    """Threads that prepare while others compute: an operation of torch in one of them takes one core.
+
+    Otherwise each would have a team of OpenMP's as large as the machine, and where there are more
+    threads than cores, those no longer wait awake for their share: every operation of the step that
+    goes on meanwhile pays for it (a third of the toy's time).
+    """
+    torch.get_num_threads()                 # the caller keeps the number that it has by then
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def main() -> None:

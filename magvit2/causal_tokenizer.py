@@ -279,7 +279,7 @@ class CausalTokenizer(VideoTokenizer):
         return (T + self.lead) // factors[0], H // factors[1], W // factors[2]
 
     def _run(self, network: nn.Module, x: Tensor) -> Tensor:
-        return network(x.contiguous(memory_format=torch.channels_last_3d))
+        return network(x)
 
 
 TOKENIZER_TYPES[CausalConfig] = CausalTokenizer

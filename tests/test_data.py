@@ -21,7 +21,7 @@ from data.counts import count_frames, inspect
 from data.decoding import Spacing, decoded, read_window
 from data.loader import BatchLoader
 from data.moving_shapes import MovingShapes
-from data.source import NO_LABEL, ClipSource, load_batch, to_float
+from data.source import NO_LABEL, ClipSource, all_clips, load_batch, to_float
 from pictures import to_frames, write_grid
 
 ODD = ROOT.parent / "shared" / "odd_videos"
@@ -74,6 +74,14 @@ def test_held_out_clips_are_not_among_the_others():
     clips = {train.clip(i)[0].tobytes() for i in range(len(train))}
     held_out = {test.clip(i)[0].tobytes() for i in range(len(test))}
     assert len(clips) == 320 and len(held_out) == 64 and not clips & held_out
+
+
+def test_no_held_out_clip_begins_as_a_training_clip_so_none_can_be_continued_by_heart():
+    learned, _ = all_clips(MovingShapes("train"))
+    held_out, label = all_clips(MovingShapes("test"))
+    starts = {bytes((clip[:, 0] * 255).round().byte().numpy()) for clip in learned}
+    assert not any(bytes((clip[:, 0] * 255).round().byte().numpy()) in starts for clip in held_out)
+    assert (label.bincount() == 4).all(), "all sixteen classes, four times each"
 
 
 def test_all_sixteen_classes_occur():
@@ -678,6 +686,18 @@ def test_a_clip_that_fails_raises_where_its_step_is_asked_for_and_may_be_asked_f
             loader(0)
         source.fails = False
         assert torch.equal(loader(0)[1], load_batch(source, 0, 4, 0)[1])
+
+
+def test_each_thread_of_a_loader_computes_on_one_core_and_the_others_as_before():
+    class Counting(Watched):
+        def clip(self, index, random=None):
+            self.cores = torch.get_num_threads()
+            return super().clip(index, random)
+
+    source, before = Counting(True), torch.get_num_threads()
+    with BatchLoader(source, 4, 0, threads=2) as loader:
+        loader(0)
+    assert source.cores == 1 and torch.get_num_threads() == before
 
 
 def test_a_loader_that_is_closed_leaves_no_thread_and_does_not_wait_for_what_is_ahead():

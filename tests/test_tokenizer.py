@@ -57,6 +57,17 @@ def test_3d_down_sampling_comes_first_in_the_encoder_and_last_in_the_decoder():
     assert strides["decoder"] == strides["encoder"][::-1]
 
 
+@pytest.mark.parametrize("make", [VideoTokenizer, ImageTokenizer])
+def test_every_convolution_computes_in_the_one_memory_format(make, generator):
+    tokenizer, formats = make(TOKENIZERS["toy"]), []
+    for layer in tokenizer.modules():
+        if isinstance(layer, nn.Conv3d) and layer.kernel_size[-1] > 1:
+            layer.register_forward_hook(lambda layer, given, made: formats.extend(
+                x.is_contiguous(memory_format=torch.channels_last_3d) for x in (*given, made)))
+    tokenizer.decode(tokenizer.encode(torch.rand(2, 3, 16, 32, 32, generator=generator)))
+    assert len(formats) > 20 and all(formats)
+
+
 def test_encode_and_decode_agree_with_the_training_pass(tokenizer, video):
     output = tokenizer(video)
     assert torch.equal(tokenizer.encode(video), output.tokens)

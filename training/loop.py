@@ -18,7 +18,6 @@ import dataclasses
 import math
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from data.loader import one_core_each
 from data.source import digest
 from steps import STAGE_2, Trainee
 from training.build import as_plain, differences, from_plain
@@ -174,14 +174,17 @@ def seed_of(seed: int, rank: int, step: int) -> int:
 
 
 def prefetched(batch_of: Callable[[int], object], start: int, total: int) -> Iterator[object]:
-    """The batches of steps start .. total-1; the next is prepared in a thread meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(batch_of, start)
-        for step in range(start, total):
-            batch = waiting.result()
-            if step + 1 < total:
-                waiting = pool.submit(batch_of, step + 1)
+    """The batches of steps start .. total-1; the next is prepared in a thread meanwhile.
+
+    The first is made here, by all cores, for it may have to tokenize a pool.
+    """
+    with one_core_each(1) as pool:
+        batch = batch_of(start)
+        for step in range(start + 1, total):
+            waiting = pool.submit(batch_of, step)
             yield batch
+            batch = waiting.result()
+        yield batch
 
 
 def refuse_other_facts(path: Path, there: dict[str, object], here: dict[str, object]) -> None:
