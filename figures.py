@@ -168,9 +168,7 @@ def leak(run: Path = TOY, out: Path = ASSETS, samples: int = 4) -> None:
         print(f"  FP from {name}: the real clip's direction in {right[-1]:.0%} of "
               f"{len(direction)} samples on {len(video)} held-out clips")
     judged = Judge()("FP", made["COMMIT"], video.repeat(samples, 1, 1, 1, 1), label.repeat(samples))
-    print(f"  of COMMIT's: {judged['right_shape']:.0%} the frame's shape, "
-          f"{judged['right_direction']:.0%} a direction that it leaves open, "
-          f"{judged['recited']:.0%} recite a training clip")
+    print("  COMMIT's, judged:", *(f"{name} {share:.0%}" for name, share in judged.items()))
 
     shown = [int((label % 4 == way).nonzero()[0]) for way in range(4)]       # the first of each
     first = video[:, :, :1].expand_as(video)

@@ -26,7 +26,7 @@ BESIDES = {"README.md", "LICENSE", "requirements.txt", "pytest.ini", ".ci", "tes
            "docs", ".gitignore"}
 FUNCTION_LINES, FILE_LINES, WIDTH = 80, 400, 100
 TOP_LINES, LONG_VIDEO_LINES, COMPARISONS_LINES, README_LINES = 2600, 320, 950, 300
-MAGVIT2_LINES, ALL_LINES = 1430, 10800                      # of all but these two and comparisons
+MAGVIT2_LINES, ALL_LINES = 1430, 10850                      # of all but these two and comparisons
 
 # What is where: reference -> file, symbol, test file, a word of a test's name.
 INDEX = [
