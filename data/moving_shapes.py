@@ -42,7 +42,7 @@ class MovingShapes(ClipSource):
     colours = np.array([[0.95, 0.25, 0.20], [0.20, 0.85, 0.30], [0.25, 0.45, 1.00]], np.float32)
     ground, size, cell, speed = 0.1, 16, 8, 2
     choices = 16, 4, 2, 3                                # classes, lanes, starts, colours
-    # Lane, start, colour. Moving down, lane 2 begins where moving right, start 1 of lane 0 does.
+    # Lane, start, colour. The last two begin in one place, in a row and in a column: so, both.
     kept_back = (1, 0, 0), (3, 1, 1), (0, 1, 2), (2, 0, 2)
     H, W = 32, 32
 

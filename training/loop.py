@@ -179,12 +179,11 @@ def prefetched(batch_of: Callable[[int], object], start: int, total: int) -> Ite
     The first is made here, by all cores, for it may have to tokenize a pool.
     """
     with one_core_each(1) as pool:
-        batch = batch_of(start)
-        for step in range(start + 1, total):
-            waiting = pool.submit(batch_of, step)
+        for step in range(start, total):
+            batch = batch_of(step) if step == start else waiting.result()
+            if step + 1 < total:
+                waiting = pool.submit(batch_of, step + 1)
             yield batch
-            batch = waiting.result()
-        yield batch
 
 
 def refuse_other_facts(path: Path, there: dict[str, object], here: dict[str, object]) -> None:
