@@ -91,7 +91,7 @@ class BatchLoader:
 
 
 def one_core_each(threads: int) -> ThreadPoolExecutor:
-    """Threads that prepare while others compute: an operation of torch in one of them takes one core.
+    """Threads that prepare while others compute: an operation of torch in one takes one core.
 
     Otherwise each would have a team of OpenMP's as large as the machine, and where there are more
     threads than cores, those no longer wait awake for their share: every operation of the step that

@@ -1,6 +1,7 @@
 """training/checkpoint.py: a run is never lost, and old ones are still understood."""
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ import train
 from data.clips import DataConfig
 from data.moving_shapes import MovingShapes
 from tokenizer import TOKENIZERS
-from training.build import as_plain, build, from_plain
+from training.build import as_plain, build, differences, from_plain
 from training.checkpoint import (export, load_checkpoint, load_network, load_run, previous,
                                  read_checkpoint, save_checkpoint)
 from training.presets import PRESETS
 from transformer import TRANSFORMERS, MaskedTransformer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -197,6 +200,13 @@ def old_run(whole, tmp_path):
     for name in ("tokenizer.pt", "transformer.pt"):
         torch.save(as_format_1(read_checkpoint(previous(whole / name))), tmp_path / name)
     return tmp_path
+
+
+@pytest.mark.parametrize("name", ["toy", "clips"])
+def test_the_shipped_weights_are_those_of_their_presets_and_small(name):
+    run = load_run(ROOT / "assets" / name)
+    assert differences(run.config, PRESETS[name]) == {} and run.transformer.no_class in (16, 20)
+    assert sum(path.stat().st_size for path in run.folder.glob("*.pt")) < 10e6
 
 
 def test_a_run_of_format_1_loads(old_run, whole):
