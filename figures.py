@@ -269,7 +269,7 @@ def panorama(run: Path = Path("runs/every-start"), out: Path = ASSETS) -> None:
               f"itself 32 pixels on ({which.sum()} clips)")
     write_grid(out / "panorama.gif", [
         (name, [F.pad(video[row, ..., 8:24], (40, 40), value=0.5), wide[row]])
-        for name, row in (("moves sideways", 8), ("moves up", 0))], ["given", "painted"])
+        for name, row in (("moves sideways", 8), ("moves up", 61))], ["given", "painted"])
 
 
 def longer(run: Path = TOY, out: Path = ASSETS) -> None:
@@ -299,7 +299,7 @@ def samples(run: Path = TOY, out: Path = ASSETS) -> None:
     print(f"  held-out clip {CLIP}: {trained.class_names[label[CLIP]]}")
 
 
-def real(run: Path = Path("runs/asl"), out: Path = ASSETS) -> None:
+def real(run: Path = Path("runs/clips"), out: Path = ASSETS) -> None:
     """The ten tasks on a clip of a run on real videos."""
     trained = load_run(run)
     source = trained.held_out()
