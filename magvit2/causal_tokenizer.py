@@ -278,9 +278,6 @@ class CausalTokenizer(VideoTokenizer):
                                  f"{'1 more than ' * first}a multiple of {factor}: cut the video")
         return (T + self.lead) // factors[0], H // factors[1], W // factors[2]
 
-    def _run(self, network: nn.Module, x: Tensor) -> Tensor:
-        return network(x)
-
 
 TOKENIZER_TYPES[CausalConfig] = CausalTokenizer
 IMAGE_TOKENIZER_TYPES[CausalConfig] = lambda config: CausalTokenizer(replace(config, image=True))
