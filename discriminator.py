@@ -115,6 +115,7 @@ class Discriminator3d(nn.Module):
         return self._logits(video)
 
     def _logits(self, video: Tensor) -> Tensor:
+        video = video.contiguous(memory_format=torch.channels_last_3d)
         # Not in bfloat16, for R1's sake. On CPUs also because there, where a convolution pads two
         # frames, oneDNN returns a kernel's gradient of whatever was in memory (torch 2.13).
         with torch.autocast(video.device.type, enabled=False):

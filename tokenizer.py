@@ -329,7 +329,7 @@ class VideoTokenizer(nn.Module):
         return self._run(self.decoder, self.quantizer.lookup(tokens)).float()
 
     def _run(self, network: Layers, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last_3d)     # decided here: twice as fast
+        x = x.contiguous(memory_format=torch.channels_last_3d)     # twice as fast, and more
         if getattr(self.config, "padding", "") != "zeros":            # the sequel has copies
             return network(x)
         with torch.autocast("cpu", enabled=False):       # a fault of oneDNN: discriminator.py
