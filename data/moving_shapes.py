@@ -52,14 +52,10 @@ class MovingShapes(ClipSource):
         self.split, self.T = split, frames
         self.class_names = [f"{shape} {direction}" for shape in self.shapes
                             for direction in self.directions]
-        self.numbers = np.array([number for number in np.random.default_rng(0).permutation(
-            math.prod(self.choices)) if (self.choice(number)[1:] in self.kept_back)
-            == (split == "test")])
-
-    @classmethod
-    def choice(cls, number: int) -> tuple[int, ...]:
-        """Label, lane, start and colour of one of the 384 clips."""
-        return tuple(int(each) for each in np.unravel_index(number, cls.choices))
+        numbers = np.random.default_rng(0).permutation(math.prod(self.choices))
+        places = np.stack(np.unravel_index(numbers, self.choices)[1:], 1)    # lane, start, colour
+        kept = (places[:, None] == self.kept_back).all(2).any(1)
+        self.numbers = numbers[kept == (split == "test")]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -71,7 +67,8 @@ class MovingShapes(ClipSource):
     def clip(self, index: int, random: np.random.Generator | None = None
              ) -> tuple[np.ndarray, int]:
         """Clip `index` of the split; `random` changes nothing here."""
-        label, lane, start, colour = self.choice(self.numbers[index])
+        label, lane, start, colour = (int(i) for i in np.unravel_index(self.numbers[index],
+                                                                       self.choices))
         alpha = self.masks()[label // 4][..., None]                          # (size, size, 1)
         picture = np.full((self.H, self.W, 3), self.ground, np.float32)
         picture[:self.size, :self.size] += alpha * (self.colours[colour] - self.ground)
