@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tokenizer import channels_last
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -115,11 +117,10 @@ class Discriminator3d(nn.Module):
         return self._logits(video)
 
     def _logits(self, video: Tensor) -> Tensor:
-        video = video.contiguous(memory_format=torch.channels_last_3d)
         # Not in bfloat16, for R1's sake. On CPUs also because there, where a convolution pads two
         # frames, oneDNN returns a kernel's gradient of whatever was in memory (torch 2.13).
         with torch.autocast(video.device.type, enabled=False):
-            x = F.leaky_relu(self.conv_in(video), 0.2)
+            x = F.leaky_relu(self.conv_in(channels_last(video)), 0.2)
             x = F.leaky_relu(self.conv_out(self.blocks(x)), 0.2)
             x = F.leaky_relu(self.dense(rearrange(x, "b c t h w -> b (t h w c)")), 0.2)
             return self.logit(x)[:, 0].float()                                          # (B,)

@@ -32,8 +32,7 @@ from tokenizer import average_over_processes
 def setting(group: str, default: Any, help: str, *, may_change: bool = False) -> Any:
     """A field of a configuration, with what else must be known of it.
 
-    group: the heading under which the command line lists it. may_change: a run that was stopped
-    may go on with another value.
+    group: its heading on the command line. may_change: a stopped run may go on with another value.
     """
     return field(default=default, metadata=dict(help=help, group=group, may_change=may_change))
 

@@ -14,6 +14,7 @@ Run:    python tokenizer.py        parameters and tokens of every size, beside t
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -78,6 +79,11 @@ TOKENIZERS = {
 
 # ---------------------------------------------------------------------------------------------
 # Blocks (App. A.1, Fig. 1b)
+
+def channels_last(x: Tensor) -> Tensor:
+    # Decided here for the tokenizer and its adversary: channels side by side are twice as fast.
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
 
 def conv(channels_in: int, channels_out: int, config: TokenizerConfig, *,
          kernel: tuple[int, int, int] | None = None, bias: bool) -> nn.Conv3d:
@@ -201,8 +207,7 @@ class Decoder(Layers):
 def average_over_processes(x: Tensor) -> Tensor:
     """Mean of x over all training processes, with gradient; x itself when there is only one.
 
-    The gradient to x is 1, not 1 / processes: every process has the same loss of the mean, and
-    the average of gradients over processes, at the end of a step, brings the 1 / processes in.
+    The gradient to x is 1, not 1 / processes: that comes in where a step averages gradients.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return x
@@ -329,18 +334,16 @@ class VideoTokenizer(nn.Module):
         return self._run(self.decoder, self.quantizer.lookup(tokens)).float()
 
     def _run(self, network: Layers, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last_3d)     # twice as fast, and more
-        if getattr(self.config, "padding", "") != "zeros":            # the sequel has copies
-            return network(x)
-        with torch.autocast("cpu", enabled=False):       # a fault of oneDNN: discriminator.py
-            return network(x)
+        faulty = getattr(self.config, "padding", "") == "zeros"      # of oneDNN: discriminator.py
+        with torch.autocast("cpu", enabled=False) if faulty else nullcontext():
+            return network(channels_last(x))
 
 
 class ImageTokenizer(VideoTokenizer):
     """2D-VQ: the same networks with 1x3x3 kernels and no pooling of time, each frame alone.
 
-    It has the same methods, on the same (B, 3, T, H, W) videos; tokens are (B, T, h, w). An image
-    is a video of one frame. Frames become the batch, so that normalization is per frame too.
+    The same methods take the same (B, 3, T, H, W) videos; tokens are (B, T, h, w). An image is a
+    video of one frame. Frames become the batch, so that normalization is per frame too.
     """
 
     def __init__(self, config: TokenizerConfig):
@@ -354,26 +357,23 @@ class ImageTokenizer(VideoTokenizer):
 
 def inflate(image_state: dict[str, Tensor], video_network: nn.Module,
             mode: str = "central") -> nn.Module:
-    """Start a 3D network from its 2D twin's parameters, in place (Sec. 3.1, Table 7).
+    """Start a 3D tokenizer or discriminator from its 2D twin, in place (Sec. 3.1, Table 7).
 
-    Serves the tokenizer and the discriminator. Layers of equal shape (norms, biases, codebook,
-    dense and 1x1x1) are copied. A 2D kernel becomes, with k the length of the new time axis:
+    Layers of equal shape are copied. A 2D kernel becomes, with k the length of the new time axis:
       "central"   the middle slice of a kernel of zeros, so at first each frame is alone;
       "last"      the last one: the present of a kernel that sees no later frame (MAGVIT-v2, A.1);
       "average"   k copies divided by k, so at first frames are blurred together.
     Layers whose channels become frames (magvit2/) start with the same channels for each frame.
     """
     if mode not in ("central", "last", "average"):
-        raise ValueError(f"inflation mode is {mode!r}; choose 'central' or 'average', or "
-                         "'last' for a network of magvit2/")
+        raise ValueError(f"inflation {mode!r}; choose 'central', 'average', or 'last' (magvit2/)")
     inflated = {}
     for name, target in video_network.state_dict().items():
         source = image_state.get(name, torch.empty(0))
         source = torch.cat([source] * max(1, len(target) // max(1, len(source))))
         if source.shape == target.shape:
             inflated[name] = source
-        elif source.ndim == target.ndim == 5 and source.shape[:2] == target.shape[:2] and (
-                source.shape[3:] == target.shape[3:]):
+        elif source.ndim == target.ndim == 5 and source[:, :, 0].shape == target[:, :, 0].shape:
             length, inflated[name] = target.shape[2], torch.zeros_like(target)
             if mode == "average":
                 inflated[name][:] = source / length

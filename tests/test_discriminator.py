@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.source import to_float
 from discriminator import (DISCRIMINATORS, Discriminator2d, Discriminator3d, DiscriminatorConfig,
                            LeCam, discriminator_loss, generator_loss, pool_by_two,
                            r1_penalty)
 from magvit2.blur_discriminator import BlurConfig, BlurDiscriminator3d
-from tokenizer import TOKENIZERS, VideoTokenizer, inflate
+from tokenizer import inflate
 from training.small_kernels import Conv3d, small_kernels
 
 TINY = DiscriminatorConfig(base_channels=4, channel_multipliers=(2, 2), resolution=(4, 8, 8))
@@ -147,11 +146,14 @@ def test_gradients_of_two_frames_are_right_under_bfloat16_too(clips):
                                    atol=0.05 * expected.abs().max().item())
 
 
-def test_the_adversary_has_the_memory_format_of_the_clips_and_of_the_tokenizer(generator):
-    clips = torch.randint(256, (2, 16, 32, 32, 3), generator=generator, dtype=torch.uint8)
-    video = to_float(clips)
-    for each in (video, VideoTokenizer(TOKENIZERS["toy"])(video).reconstruction):
-        assert each.is_contiguous(memory_format=torch.channels_last_3d)
+@pytest.mark.parametrize("make", [Discriminator3d, Discriminator2d])
+def test_the_adversary_is_entered_in_the_memory_format_of_the_tokenizer(make, clips):
+    discriminator, formats = make(TINY), []
+    discriminator.conv_in.register_forward_pre_hook(lambda _, given: formats.append(
+        given[0].is_contiguous(memory_format=torch.channels_last_3d)))
+    for video in (clips[0], clips[1].contiguous(memory_format=torch.channels_last_3d)):
+        discriminator(video)
+    assert formats == [True, True]
 
 
 def test_lecam_averages_decay_by_0999_from_zero_and_carry_no_graph():

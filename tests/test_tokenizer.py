@@ -231,7 +231,7 @@ def test_inflation_refuses_a_network_that_is_no_twin():
         inflate(two_d.state_dict(), VideoTokenizer(replace(TINY, base_channels=16)))
     with pytest.raises(ValueError, match="missing in 2D: that network is not its twin"):
         inflate({}, VideoTokenizer(TINY))
-    with pytest.raises(ValueError, match="'mean'; choose 'central' or 'average', or 'last'"):
+    with pytest.raises(ValueError, match="'mean'; choose 'central', 'average', or 'last'"):
         inflate(two_d.state_dict(), VideoTokenizer(TINY), "mean")
 
 
