@@ -30,7 +30,8 @@ from torch import Tensor
 
 from data.counts import count_frames, open_array
 from data.decoding import Spacing, decoded, opened, pictures, read_window
-from data.layouts import LAYOUTS, Layout, find_layout, holds_pictures, read_pictures, with_classes
+from data.layouts import (LAYOUTS, Layout, find_layout, holds_pictures, name_below,
+                          read_pictures, with_classes)
 from data.moving_shapes import MovingShapes
 from data.source import ClipSource, ThreeMethods, digest, load_batch, to_float
 
@@ -219,7 +220,7 @@ class VideoFolder(ClipSource):
         self.spacings: list[Spacing | None] = []
         self._sizes: list[int] = []
         for path, label in zip(layout.clips, layout.labels):
-            name = str(path.relative_to(self.root))
+            name = name_below(self.root, path)
             if name not in counts or not self._can_be_used(name, counts[name]):
                 continue
             facts = counts[name]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from data import bair
 from data.decoding import inspect_video
-from data.layouts import find_layout, holds_pictures, inspect_pictures
+from data.layouts import find_layout, holds_pictures, inspect_pictures, name_below
 
 BLOCK = 1024                             # files that are handed to the threads at a time
 SHOWN_FROM, SAVED_EVERY = 200, 30.0      # files that are worth a progress bar; seconds
@@ -51,24 +51,23 @@ def count_frames(paths: list[Path], root: Path, index: str | Path | None) -> dic
     known: dict[str, dict] = {}
     if index is not None and Path(index).exists():
         known = json.loads(Path(index).read_text())
-    names = {str(path.relative_to(root)): path for path in paths}
-    stamps, failed = {}, []
-    for name, stamp in _in_threads(stamp_of, names, list(names), threads=32):
+    names = {name_below(root, path): path for path in paths}
+    new, failed = {}, []
+    for name, stamp in _in_threads(stamp_of, names, list(names), threads=32, at_once=16):
         if isinstance(stamp, OSError):
             failed.append(name)
-        else:
-            stamps[name] = stamp
-    new = [name for name in stamps if known.get(name, {}).get("stamp") != stamps[name]
-           or "distance" not in known[name]]                     # older lists have no Spacing
+        elif known.get(name, {}).get("stamp") != stamp or (
+                "distance" not in known[name]):                  # older lists have no Spacing
+            new[name] = stamp
     saved, pause = time.monotonic(), SAVED_EVERY
     try:
-        for name, facts in tqdm(_in_threads(inspect, names, new, os.cpu_count() or 1),
+        for name, facts in tqdm(_in_threads(inspect, names, list(new), os.cpu_count() or 1),
                                 "counting frames", len(new), unit=" files", mininterval=1.0,
                                 disable=len(new) <= SHOWN_FROM):
             if isinstance(facts, OSError):
                 failed.append(name)
                 continue
-            known[name] = dict(stamp=stamps[name], **facts)
+            known[name] = dict(stamp=new[name], **facts)
             if index is not None and time.monotonic() - saved > pause:
                 saved = time.monotonic()
                 _save(known, Path(index))                   # a long list is long to write: seldom
@@ -92,9 +91,12 @@ def _try_again(failed: list[str], names: dict[str, Path], known: dict[str, dict]
     return lost
 
 
-def _in_threads(function: Callable, paths: dict[str, Path], names: list[str], threads: int
-                ) -> Iterator[tuple[str, object]]:
-    """(name, function of its path) of all, in order; the OSError where it raised one."""
+def _in_threads(function: Callable, paths: dict[str, Path], names: list[str], threads: int,
+                at_once: int = 1) -> Iterator[tuple[str, object]]:
+    """(name, function of its path) of all, in order; the OSError where it raised one.
+
+    at_once: how many a thread takes together. What is quick takes as long to be handed over.
+    """
     def outcome(name: str) -> object:
         try:
             return function(paths[name])
@@ -105,7 +107,9 @@ def _in_threads(function: Callable, paths: dict[str, Path], names: list[str], th
     try:
         for begin in range(0, len(names), BLOCK):          # millions at once would fill the memory
             block = names[begin:begin + BLOCK]
-            yield from zip(block, pool.map(outcome, block))
+            parts = [block[start:start + at_once] for start in range(0, len(block), at_once)]
+            for part, done in zip(parts, pool.map(lambda part: list(map(outcome, part)), parts)):
+                yield from zip(part, done)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -93,10 +93,10 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
         if layout == "auto" and chosen == "frames":
             print(f"{root}: {len(clips)} folders of pictures, each read as the frames of a "
                   "clip (--layout images: each picture on its own)", file=sys.stderr)
-        clips = sorted(clips)
+        clips = sorted(clips, key=lambda path: str(path).split(os.sep))
         if chosen == "frames":
             refuse_mixed(files)
-        classes = [class_of(path.relative_to(root)) for path in clips]
+        classes = [class_of(name_below(root, path)) for path in clips]
         class_names = sorted(set(classes)) if all(classes) else []
         if split is None and class_names and all(map(PART.fullmatch, class_names)):
             raise ValueError(f"{root} holds {' and '.join(class_names)}, parts of a data set and "
@@ -107,11 +107,19 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
     return whole if split is None else select(whole, root, Path(split))
 
 
-def class_of(clip: Path) -> str:
-    """The first folder of a clip's path below root; of a flat copy of UCF-101, what its file's
-    name says (v_YoYo_g01_c01.avi is of YoYo); "" where there is no class."""
-    named = re.fullmatch(r"v_([A-Za-z]+)_g\d+_c\d+", clip.stem)
-    return clip.parts[0] if len(clip.parts) > 1 else named[1] if named else ""
+def name_below(root: Path, path: Path) -> str:
+    """A clip's name in its data set, class/one.mp4; as relative_to has it, in a tenth of the time,
+    which millions of clips are grateful for."""
+    folder, file = str(root), str(path)
+    return file.removeprefix(os.path.join(folder, "")) if file != folder else "."
+
+
+def class_of(name: str) -> str:
+    """The first folder of a clip's name; of a flat copy of UCF-101, what its file's name says
+    (v_YoYo_g01_c01.avi is of YoYo); "" where there is no class."""
+    folder, below, _ = name.partition(os.sep)
+    named = re.fullmatch(r"v_([A-Za-z]+)_g\d+_c\d+(\.\w+)?", name)
+    return folder if below else named[1] if named else ""
 
 
 def refuse_mixed(files: list[Path]) -> None:

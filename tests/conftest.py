@@ -1,4 +1,6 @@
 """Where the official arrays are, and one place that makes modules importable from the root."""
+import gc
+import os
 import sys
 from pathlib import Path
 
@@ -50,12 +52,26 @@ def one_thread():
     yield from computing_on(1)
 
 
+def pytest_configure():
+    """Of several workers (pytest -n) each computes on its share of the cores, as do the commands
+    that it starts: threads that wait for one another would take longer than all the tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+        os.environ["OMP_NUM_THREADS"] = str(share)
+        torch.set_num_threads(share)
+
+
+def pytest_collection_finish():
+    """What is there now stays: garbage is looked for among what the tests make alone."""
+    gc.freeze()
+
+
 # What the parity tests measured, printed at the end of the run: name -> largest deviation.
 DEVIATIONS: dict[str, float] = {}
 
 
 @pytest.fixture
-def deviation(request):
+def deviation(record_property):
     """deviation(ours, theirs, tolerance): the largest difference is within tolerance.
 
     It is counted in units of `scale`: by default of their largest value, if that exceeds 1.
@@ -67,9 +83,15 @@ def deviation(request):
         assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} {tuple(theirs.shape)}"
         scale = scale or max(1.0, theirs.abs().max().item())
         largest = (ours - theirs).abs().max().item() / scale
-        DEVIATIONS[request.node.name] = max(largest, DEVIATIONS.get(request.node.name, 0.0))
+        record_property("deviation", largest)
         assert largest <= tolerance, f"{what} deviates by {largest:.2e}"
     return check
+
+
+def pytest_runtest_logreport(report):
+    largest = [value for name, value in report.user_properties if name == "deviation"]
+    if report.when == "call" and largest:
+        DEVIATIONS[report.nodeid.rpartition("::")[2]] = max(largest)
 
 
 def pytest_terminal_summary(terminalreporter):

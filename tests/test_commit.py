@@ -143,12 +143,11 @@ def test_an_unknown_schedule_is_refused(schedule):
 
 def region(task, T, H, W, frames=1):
     """App. B.1 again, pixel by pixel: is (t, y, x) given?"""
-    def moving(t):
-        return round(np.linspace(0, W // 2, T)[t])          # Python rounds halves to even, too
+    moving = [round(x) for x in np.linspace(0, W // 2, T)]      # Python rounds halves to even, too
 
     def inside(t, y, x):
         rows, columns = H // 4 <= y < H * 3 // 4, W // 4 <= x < W * 3 // 4
-        strip = moving(t) <= x < moving(t) + W // 2
+        strip = moving[t] <= x < moving[t] + W // 2
         return {"FP": t < frames, "CFP": t < frames, "FI": t < frames or t >= T - frames,
                 "OPC": rows and columns, "OPV": columns, "OPH": rows, "OPD": strip,
                 "IPC": not (rows and columns), "IPD": not (rows and strip), "CG": False}[task]

@@ -2,6 +2,7 @@
 
 The real files are not here. Made ones lie as they do, and their hash is taken for the known one.
 """
+import functools
 import hashlib
 import json
 import struct
@@ -83,6 +84,9 @@ def test_deepminds_file_is_the_first_choice_and_needs_no_tensorflow(tmp_path, kn
 # ---------------------------------------------------------------------------------------------
 # Damage
 
+checksum = functools.cache(masked_crc32c)                    # most tensors are in both indices
+
+
 def index_of(raw):
     """A checkpoint's index as TensorFlow writes it: a LevelDB table of one block and its index."""
     def varint(number):
@@ -105,7 +109,7 @@ def index_of(raw):
     for place in deepmind.layout():
         message = (b"\x08\x01" + b"\x12\x02\x12\x00" + b"\x20" + varint(place.offset) + b"\x28"
                    + varint(place.end - place.offset) + b"\x35"
-                   + struct.pack("<I", masked_crc32c(raw[place.offset:place.end])))
+                   + struct.pack("<I", checksum(raw[place.offset:place.end])))
         rows.append((place.name.encode(), message))
     trailer = b"\0" + bytes(4)
     table = block(rows)
@@ -173,14 +177,13 @@ def copies(i3d, path):
     if path.suffix == ".pt":
         torch.save(state, path)
         return
-    header, body = {"__metadata__": {"format": "pt"}}, b""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in state.items():
-        data = tensor.numpy().tobytes()
-        header[name] = dict(dtype="F32", shape=list(tensor.shape),
-                            data_offsets=[len(body), len(body) + len(data)])
-        body += data
+        begin, end = end, end + 4 * tensor.numel()
+        header[name] = dict(dtype="F32", shape=list(tensor.shape), data_offsets=[begin, end])
     text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    path.write_bytes(struct.pack("<Q", len(text)) + text
+                     + b"".join(tensor.numpy().tobytes() for tensor in state.values()))
 
 
 @pytest.mark.parametrize("name", ["i3d_pretrained_400.pt", "i3d_pretrained_400.safetensors"])
@@ -237,18 +240,16 @@ def c3d_files(tmp_path):
 
 
 def test_a_pinned_c3d_bears_no_star_and_what_else_is_in_its_file_is_ignored(tmp_path, c3d_files):
-    def name(pins):
-        judges = open_judges(["is"], tmp_path, torch.device("cpu"), pins)
-        return entry("is", (1.0, 0.0), 9, 1, judges, [])
+    def opened(pins):
+        return open_judges(["is"], tmp_path, torch.device("cpu"), pins)
 
-    assert name(())[0] == "IS*"
-    stored = [stored_names(["is"], open_judges(["is"], tmp_path, torch.device("cpu"), pins))
-              for pins in ((), c3d_files)]
-    assert stored[0] == stored[1]                               # what was computed is used again
-    title, numbers = name(c3d_files)
+    unknown, pinned = opened(()), opened(c3d_files)
+    assert stored_names(["is"], unknown) == stored_names(["is"], pinned)     # to be used again
+    assert entry("is", (1.0, 0.0), 9, 1, unknown, [])[0] == "IS*"
+    title, numbers = entry("is", (1.0, 0.0), 9, 1, pinned, [])
     assert title == "IS" and c3d_files[0] in numbers["weights"]
     with pytest.raises(ValueError, match=f"mean2.npz has sha256 {c3d_files[1]}; pinned were"):
-        name(c3d_files[:1])
+        opened(c3d_files[:1])
 
 
 @pytest.mark.parametrize("value, verdict", [(131.4, "131.4: the chain is right"),

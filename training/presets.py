@@ -247,7 +247,7 @@ PRESETS = {
         tokenizer_steps=2500, tokenizer_batch=4, tokenizer_rate=4e-4, tokenizer_warmup=50,
         tokenizer_beta1=0.9, tokenizer_ema=0.99, entropy_weight=0.0003,
         adversarial_weight=0.0, perceptual_weight=0.0, codebook_from_data=True,
-        transformer_steps=5000, transformer_batch=16, transformer_rate=2e-3,
+        transformer_steps=6000, transformer_batch=16, transformer_rate=2e-3,
         transformer_warmup=50, token_pool=320, start_local=True,
         decode_steps=16, decode_temperature=1.5, save_every=100),
     **{f"{dataset}-{size}": _paper_preset(dataset, size) for dataset in DATASETS for size in "BL"},
