@@ -108,10 +108,10 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
 
 
 def name_below(root: Path, path: Path) -> str:
-    """A clip's name in its data set, class/one.mp4; as relative_to has it, in a tenth of the time,
+    """A clip's name in its data set, class/one.mp4: what relative_to says, in a tenth of the time,
     which millions of clips are grateful for."""
     folder, file = str(root), str(path)
-    return file.removeprefix(os.path.join(folder, "")) if file != folder else "."
+    return file.removeprefix(folder.rstrip(os.sep) + os.sep) if file != folder else "."
 
 
 def class_of(name: str) -> str:

@@ -12,6 +12,7 @@ Run:    python -m measure.jobs       what each protocol makes, and how long that
 """
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -171,6 +172,14 @@ PRESET_OF = {"bair-debiased": "bair-B", "ssv2-mt": "ssv2-B", "toy": "toy", "own"
 
 def flop_of_sample(protocol: Protocol, config: TrainConfig) -> float:
     """Of making a sample and judging it: condition in, all steps, video out, and I3D."""
+    sizes = ("tokenizer", "transformer", "frames", "resolution")
+    once, step = flop_of_parts(TrainConfig(**{name: getattr(config, name) for name in sizes}))
+    return once + protocol.steps * step
+
+
+@functools.cache
+def flop_of_parts(config: TrainConfig) -> tuple[float, float]:
+    """What is done once for a sample, and a step of decoding."""
     tokenizer, model = (empty_networks(config, stage)[stage].to_empty(device="cpu")
                         for stage in ("tokenizer", "transformer"))
     zero = torch.zeros(1, dtype=torch.long)
@@ -180,7 +189,7 @@ def flop_of_sample(protocol: Protocol, config: TrainConfig) -> float:
             I3D()(torch.rand(1, 3, config.frames, 224, 224))    # and the video of the sample's
         with Count() as step:
             model(tokens.flatten(1), zero, zero)
-    return once.flop + protocol.steps * step.flop
+    return once.flop, step.flop
 
 
 def main() -> None:

@@ -380,7 +380,7 @@ def test_train_help_explains_every_flag(capsys):
 
 
 def test_ci_runs_the_readmes_test_command():
-    command = "pip install -r requirements.txt && python -m pytest"
+    command = "pip install -r requirements.txt && python -m pytest -n 2 --dist loadfile"
     assert command in PAGES[0].read_text() and command in (ROOT / ".ci/run").read_text()
 
 

@@ -8,7 +8,7 @@ from magvit2.recognition import (PRESETS, Clips, Encoder, accuracy, few, finetun
                                  targets, tube_mask)
 
 GRID, PATCH = (4, 4, 4), (4, 8, 8)
-QUICK = PRESETS["toy"] | dict(pretrain_steps=60, pretrain_batch=8, finetune_steps=40,
+QUICK = PRESETS["toy"] | dict(pretrain_steps=30, pretrain_batch=8, finetune_steps=40,
                               finetune_batch=8)
 
 

@@ -24,7 +24,7 @@ from training.start import transformer_from_run
 from training.tokens import TokenSource
 from transformer import TRANSFORMERS, MaskedTransformer
 
-SMALL = ("--resolution 16 --frames 8 --tokenizer-batch 4 --transformer-batch 4 --token-pool 8 "
+SMALL = ("--resolution 16 --frames 8 --tokenizer-batch 2 --transformer-batch 4 --token-pool 8 "
          "--tokenizer-steps 6 --transformer-steps 6 --save-every 2 --precision float32 "
          "--tokenizer-warmup 2 --transformer-warmup 2").split()
 GAN = "--adversarial-weight 0.1".split()
