@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -420,6 +421,14 @@ def test_layouts_that_are_unknown_absent_or_take_no_list_are_refused(tmp_path, r
         layouts.find_layout(tmp_path, "images")
     with pytest.raises(ValueError, match="read as 'bair', which takes no list"):
         layouts.find_layout(robots, split=tmp_path / "trainlist01.txt")
+
+
+@pytest.mark.parametrize("root, clip", [("videos", "videos/a/one.mp4"), (".", "a/one.mp4"),
+                                        ("/", "/a/one.mp4"), ("/videos/", "/videos/one.mp4"),
+                                        ("videos", "videos")])
+def test_a_clips_name_is_its_path_below_the_folder(root, clip):
+    name = layouts.name_below(Path(root), Path(clip))
+    assert name == str(Path(clip).relative_to(Path(root)))
 
 
 def test_the_rooms_print_what_they_found(robots):
