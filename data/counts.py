@@ -95,7 +95,7 @@ def _in_threads(function: Callable, paths: dict[str, Path], names: list[str], th
                 at_once: int = 1) -> Iterator[tuple[str, object]]:
     """(name, function of its path) of all, in order; the OSError where it raised one.
 
-    at_once: how many a thread takes together. What is quick takes as long to be handed over.
+    at_once: how many a thread takes together; handing over one takes longer than a look at it.
     """
     def outcome(name: str) -> object:
         try:

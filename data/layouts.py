@@ -93,7 +93,7 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
         if layout == "auto" and chosen == "frames":
             print(f"{root}: {len(clips)} folders of pictures, each read as the frames of a "
                   "clip (--layout images: each picture on its own)", file=sys.stderr)
-        clips = sorted(clips, key=lambda path: str(path).split(os.sep))
+        clips = sorted(clips, key=lambda path: str(path).split(os.sep))     # folder by folder
         if chosen == "frames":
             refuse_mixed(files)
         classes = [class_of(name_below(root, path)) for path in clips]

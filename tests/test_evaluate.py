@@ -17,6 +17,7 @@ from fresh import torchrun
 from torch import nn
 
 import evaluate
+import measure.features
 import measure.jobs
 from commit import MT10, TASKS
 from data.clips import DataConfig, read_video, write_video
@@ -83,7 +84,8 @@ def folder(tmp_path):
 
 @pytest.fixture
 def cheap(monkeypatch):
-    """Verified() for I3D; returns a list that grows by the size of each batch it sees."""
+    """Verified() for I3D, of videos as they are, which are not made larger for it; returns a list
+    that grows by the size of each batch it sees."""
     seen = []
 
     class Counting(Verified):
@@ -91,6 +93,7 @@ def cheap(monkeypatch):
             seen.append(len(video))
             return super().forward(video)
 
+    monkeypatch.setattr(measure.features, "i3d_input", lambda video: 2 * video - 1)
     monkeypatch.setattr(measure.jobs, "open_judges", lambda metrics, *rest: {
         "fvd": Counting()} if {"fvd", "kvd"} & set(metrics) else {})
     return seen
@@ -172,7 +175,8 @@ def test_two_processes_end_with_the_numbers_of_one(run, tmp_path, cheap, one_thr
     script = tmp_path / "cheap.py"
     script.write_text(f"""import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
-import evaluate, measure.jobs, test_evaluate
+import evaluate, measure.features, measure.jobs, test_evaluate
+measure.features.i3d_input = lambda video: 2 * video - 1
 measure.jobs.open_judges = lambda metrics, *rest: dict(fvd=test_evaluate.Verified())
 evaluate.main()
 """)

@@ -12,7 +12,8 @@ from training.plan import Count, StepCost, count_step, doubts, plan, step_cost, 
 from training.presets import PRESETS, TrainConfig
 from transformer import TRANSFORMERS, Attention
 
-TOY = replace(PRESETS["toy"], precision="float32", token_pool=0)
+TOY = replace(PRESETS["toy"], precision="float32", token_pool=0,
+              transformer=replace(TRANSFORMERS["toy"], num_layers=2))
 
 
 def test_the_plan_prints_sizes_steps_and_every_setting(monkeypatch):
