@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--label", help="class for CG and CFP: its name or number")
     parser.add_argument("--out", default="out.gif", help=".gif, or .png for a contact sheet")
     parser.add_argument("--start", type=int, default=0, help="first frame taken from the video")
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
+    parser.add_argument("--stride", type=int, help="take every n-th frame; as the run was trained")
     parser.add_argument("--condition-frames", type=int, help="frames given in FP, FI and CFP")
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--steps", type=int, help="K of Algorithm 1")

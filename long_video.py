@@ -238,8 +238,8 @@ def generate_with(run: Run, seed: int = 0) -> Callable[..., Tensor]:
 def do_video(options: argparse.Namespace, device: str) -> None:
     """outpaint and extend, on a clip of the run's size."""
     run = load_run(options.run, device)
-    clip = load_clip(options.video, run.config.clip_shape, options.start).to(device)
-    do = generate_with(run, options.seed)
+    clip = load_clip(options.video, run.config.clip_shape, options.start, run.config.stride)
+    clip, do = clip.to(device), generate_with(run, options.seed)
     if options.command == "extend":
         out = extend(do, clip, options.frames, run.config.frames, options.condition_frames)
     else:

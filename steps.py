@@ -95,7 +95,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """bfloat16 where matrices and convolutions are; losses, distances and R1 stay float32.
 
     precision: the Recipe's; "auto" is bfloat16 on GPUs and on CPUs where it is fast: with AMX, or
-    AVX-512 on AMD's (on Intel's without AMX, a step takes 1.4 to 1.6 times as long as in float32).
+    AVX-512 on AMD's (on Intel's without AMX, a step takes 1.3 to 1.6 times as long as in float32).
     """
     enabled = precision not in ("float32", "tf32")
     if precision == "auto" and device.type == "cpu":

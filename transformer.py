@@ -97,8 +97,8 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
         """softmax(query key^T / sqrt(d)) value, each (B, heads, n, d); variants override this."""
-        # On CPUs attention is three times as fast in float32 as in bfloat16. Autocast would turn
-        # its arguments back into bfloat16, so it is off for this one call.
+        # On CPUs attention is as fast in float32 as in bfloat16, or faster. Autocast would turn its
+        # arguments back into bfloat16, so it is off for this one call.
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:
             query, key, value = query.float(), key.float(), value.float()
         with torch.autocast("cpu", enabled=False):

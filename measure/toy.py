@@ -34,7 +34,7 @@ class Judge:
         self.learned, labels = all_clips(MovingShapes("train", frames))
         held_out, others = all_clips(MovingShapes("test", frames))
         self.labels = torch.cat([labels, others])
-        self.pixels = in_bytes(torch.cat([self.learned, held_out]))
+        self.pixels = (255 * torch.cat([self.learned, held_out])).round().byte()
 
     def answers(self, task: str, video: Tensor, label: Tensor) -> Tensor:
         """(B, 16) bool: the classes with which the toy has a clip of the same condition."""
@@ -43,7 +43,7 @@ class Judge:
             return label[:, None] == classes
         valid = make_condition(video, task, self.condition_frames)[1]
         given, asked = ([bytes(clip.numpy()) for clip in pixels[:, :, valid]]
-                        for pixels in (self.pixels, in_bytes(video)))
+                        for pixels in (self.pixels, (255 * video).round().byte()))
         found = torch.zeros(len(video), len(classes), dtype=torch.bool)
         for row, condition in enumerate(asked):
             found[row, [int(each) for clip, each in zip(given, self.labels)
@@ -67,11 +67,6 @@ class Judge:
                       open_direction=directions.sum(1) > 1,
                       recited=(nearest < real) & (nearest < 0.01))
         return {name: round(share.float().mean().item(), 3) for name, share in shares.items()}
-
-
-def in_bytes(video: Tensor) -> Tensor:
-    """Videos in [0, 1] as uint8, in which equal pixels are equal."""
-    return (255 * video).round().byte()
 
 
 def main() -> None:

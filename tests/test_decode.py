@@ -4,9 +4,12 @@ import dataclasses
 import oracle
 import pytest
 import torch
+from conftest import ROOT
 
+import decode
 from commit import MT10, TASKS, mask_ratio, num_masked
 from decode import commit_decode, fixed_priority, generate, guided_logits, latent_masking
+from measure import report
 from measure.report import class_number
 from tokenizer import TOKENIZERS, VideoTokenizer
 from transformer import TRANSFORMERS, MaskedTransformer
@@ -253,3 +256,24 @@ def test_a_model_without_prompts_does_its_one_task(tiny, generator):
     video = generate(tokenizer, alone, torch.rand(1, 3, 16, 32, 32), "FP", steps=2,
                      generator=generator)
     assert video.shape == (1, 3, 16, 32, 32)
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+
+@pytest.mark.parametrize("flags, stride", [([], 3), (["--stride", "1"], 1)])
+def test_a_video_is_taken_at_the_stride_of_the_run(monkeypatch, flags, stride):
+    taken = []
+    monkeypatch.setattr(report, "load_clip", lambda path, shape, start, stride: taken.append(
+        stride) or torch.zeros(1, 3, *shape))
+    monkeypatch.setattr(report, "draw_samples", lambda *_, **settings: None)
+    monkeypatch.setattr("sys.argv", ["decode.py", str(ROOT / "assets/clips"), "--video", "in.mp4",
+                                     *flags])
+    decode.main()
+    assert taken == [stride]
+
+
+def test_without_the_runs_own_videos_one_is_asked_for(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["decode.py", str(ROOT / "assets/clips"), "--task", "CG"])
+    with pytest.raises(SystemExit, match="videos are not here .* give one with --video"):
+        decode.main()
