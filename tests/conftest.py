@@ -83,7 +83,7 @@ def deviation(record_property):
         assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} {tuple(theirs.shape)}"
         scale = scale or max(1.0, theirs.abs().max().item())
         largest = (ours - theirs).abs().max().item() / scale
-        record_property("deviation", largest)
+        record_property("deviation", float(largest))
         assert largest <= tolerance, f"{what} deviates by {largest:.2e}"
     return check
 
