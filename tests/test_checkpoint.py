@@ -166,7 +166,8 @@ def test_stages_that_do_not_belong_together_are_refused(run):
 # Checkpoints of format 1, as they were written before the networks had names of their own
 
 SHORT = replace(PRESETS["toy"], tokenizer_steps=4, tokenizer_warmup=1, transformer_steps=4,
-                transformer_warmup=1, token_pool=16, save_every=2, precision="float32",
+                transformer_warmup=1, tokenizer_batch=2, transformer_batch=4, token_pool=8,
+                save_every=2, precision="float32",
                 adversarial_weight=0.1)
 LATER = {"train": {"type", "init", "discriminator", "inflate", "lpips_weights", "recompute"},
          "network": {"type", "latent_gain", "task_names"}, "data": {"type", "dataset"}}

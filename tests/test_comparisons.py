@@ -36,8 +36,8 @@ from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
 
 SIZES = dict(num_layers=2, hidden_size=32, num_heads=2, mlp_size=64, codebook_size=11,
              num_classes=3, num_tokens=12)
-SMALL = replace(PRESETS["toy"], tokenizer_steps=2, transformer_steps=2, transformer_batch=4,
-                token_pool=4, save_every=1, decode_steps=2)
+SMALL = replace(PRESETS["toy"], tokenizer_steps=2, transformer_steps=2, tokenizer_batch=2,
+                transformer_batch=2, token_pool=2, save_every=1, decode_steps=2)
 SHAPES = DataConfig(dataset="shapes")
 
 

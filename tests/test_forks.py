@@ -28,7 +28,7 @@ from train import train  # noqa: E402
 from training.checkpoint import load_run, read_checkpoint  # noqa: E402
 from training.presets import PRESETS  # noqa: E402
 
-TINY = dict(tokenizer_batch=4, transformer_batch=4, token_pool=8, tokenizer_steps=3,
+TINY = dict(tokenizer_batch=2, transformer_batch=2, token_pool=4, tokenizer_steps=3,
             transformer_steps=3, tokenizer_warmup=1, transformer_warmup=1,
             tokenizer_ema=0.5, precision="float32", decode_steps=2)
 # Row of the README: what, how, most lines, most files.
