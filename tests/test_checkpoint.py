@@ -167,8 +167,7 @@ def test_stages_that_do_not_belong_together_are_refused(run):
 
 SHORT = replace(PRESETS["toy"], tokenizer_steps=4, tokenizer_warmup=1, transformer_steps=4,
                 transformer_warmup=1, tokenizer_batch=2, transformer_batch=4, token_pool=8,
-                save_every=2, precision="float32",
-                adversarial_weight=0.1)
+                save_every=2, precision="float32", adversarial_weight=0.1)
 LATER = {"train": {"type", "init", "discriminator", "inflate", "lpips_weights", "recompute"},
          "network": {"type", "latent_gain", "task_names"}, "data": {"type", "dataset"}}
 

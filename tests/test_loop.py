@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from fresh import python
 from test_train import (GAN, SMALL, TRAINED, folder, gradients, kept, same,  # noqa: F401
                         tokenizer_trainee, train_small, weights)
 
@@ -197,12 +196,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_torchrun_trains_both_stages_on_two_processes(folder, tmp_path):
+def test_torchrun_trains_both_stages_on_two_processes(folder, tmp_path, one_thread):
     """And logs what one process logs, as long as rounding allows: the first step."""
-    _, *one = command(folder, tmp_path / "one", [*GAN, "--no-report"])
-    for done in (python(*one, OMP_NUM_THREADS=1),
-                 execute(folder, tmp_path / "two", [*GAN, "--no-report"], processes=2)):
-        assert done.returncode == 0, done.stderr
+    train_small(folder, tmp_path / "one", GAN)
+    done = execute(folder, tmp_path / "two", [*GAN, "--no-report"], processes=2)
+    assert done.returncode == 0, done.stderr
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
             for name in ("one", "two")]
     assert len(logs[0]) == len(logs[1]) == 4          # the first and the last step of each stage

@@ -292,7 +292,8 @@ class Renamed(ClipSource):
 
 
 SHORT = replace(PRESETS["toy"], tokenizer_steps=3, tokenizer_warmup=1, transformer_steps=3,
-                transformer_warmup=1, token_pool=16, precision="float32")
+                transformer_warmup=1, tokenizer_batch=2, transformer_batch=4, token_pool=8,
+                precision="float32")
 ONE_STEP = replace(SHORT, tokenizer_steps=1, transformer_steps=1)        # at rate 0: as it starts
 
 
