@@ -72,7 +72,8 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; choose from {' '.join(LAYOUTS)}")
     if not root.is_dir():
-        raise FileNotFoundError(f"no data folder {root}; give an existing one to --data")
+        raise FileNotFoundError(f"no data folder {root}; give an existing one to --data, or to "
+                                "decode.py a video with --video")
     files = list(_files(root))
     tried = ("bair", "videos", "frames") if layout == "auto" else (layout,)
     for chosen in tried:

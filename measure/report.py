@@ -217,16 +217,12 @@ def do_tasks(options: argparse.Namespace) -> None:
     run = load_run(options.run, "cuda" if torch.cuda.is_available() else "cpu")
     names, label, every = run.class_names, None, "all" in options.task
     if options.video:
-        video = load_clip(options.video, run.config.clip_shape, options.start,
-                          options.stride or run.config.stride)
+        stride = run.config.stride if options.stride is None else options.stride
+        video = load_clip(options.video, run.config.clip_shape, options.start, stride)
         if run.data.dataset == "shapes":
             print(f"{options.run} has seen drawn shapes only: of real videos it makes shapes too",
                   file=sys.stderr)
     else:
-        root = run.data.test_root or run.data.root
-        if root and not Path(root).is_dir():
-            raise FileNotFoundError(f"the run's own videos are not here (no folder {root}); give "
-                                    "one with --video")
         clip, number = run.held_out().clip(options.clip, None)
         video, label = to_float(clip[None]), None if number == NO_LABEL else number
     if options.label is not None:

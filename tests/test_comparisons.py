@@ -568,7 +568,6 @@ def test_a_table_is_one_command_and_goes_on_where_it_was(table, shared, monkeypa
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(tables, "held_out", lambda: clips)
     monkeypatch.setitem(PRESETS, "toy", SMALL)
-    monkeypatch.setattr(tables, "count_step", lambda *_: (5e9, 0))             # test_plan.py counts
     if table == "fig5":
         small = tables.fig_5
         monkeypatch.setitem(tables.TABLES, "fig5", lambda laptop: small(
@@ -588,7 +587,7 @@ def test_a_table_is_one_command_and_goes_on_where_it_was(table, shared, monkeypa
     assert "control:" in text
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
     monkeypatch.setattr(tables, "measure", lambda *_, **how: dict(right=0.0, given=0.0))
-    monkeypatch.setattr(tables, "count_step", lambda *_: (0.0, 0))
+    monkeypatch.setattr(tables, "count_step", lambda *_: (0.0, 0))        # both were done above
     tables.main()
     assert (folder / f"{name}.txt").read_text() != text or table == "7"
     assert written == {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}

@@ -275,5 +275,5 @@ def test_a_video_is_taken_at_the_stride_of_the_run(monkeypatch, flags, stride):
 
 def test_without_the_runs_own_videos_one_is_asked_for(monkeypatch):
     monkeypatch.setattr("sys.argv", ["decode.py", str(ROOT / "assets/clips"), "--task", "CG"])
-    with pytest.raises(SystemExit, match="videos are not here .* give one with --video"):
+    with pytest.raises(SystemExit, match="no data folder videos; give .* --video"):
         decode.main()
