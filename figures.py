@@ -333,8 +333,7 @@ def gradients(run: Path = TOY, out: Path = ASSETS) -> None:
                 axis.fill_between([x, x + 1], y, y + 1, facecolor=colour, edgecolor="#a0a0a0",
                                   hatch="////" if norm and not followed else "")
                 if norm and followed:
-                    axis.text(x + 0.5, y + 0.5, f"{norm:.1e}", ha="center", va="center",
-                              fontsize=8)
+                    axis.text(x + 0.5, y + 0.5, f"{norm:.1e}", ha="center", va="center", fontsize=8)
         axis.set(xlim=(0, len(parts)), ylim=(len(norms), 0))
         axis.set_xticks([x + 0.5 for x in range(len(parts))], parts)
         axis.set_yticks([y + 0.5 for y in range(len(norms))], norms)

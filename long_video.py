@@ -7,8 +7,7 @@ Shapes  frames uint8 (H, W, 3), one after another -> encode_long -> tokens (t, h
         clip (1, 3, T, H, w) -> outpaint -> (1, 3, T, H, w + (left + right) W/4)
         clip (1, 3, n, H, W) -> extend -> (1, 3, frames, H, W)
 
-Read    encode_long and decode_long; encode_file and read_tokens, a file of tokens; outpaint and
-        extend.
+Read    encode_long, decode_long; encode_file and read_tokens, a file of tokens; outpaint, extend.
 
 Not here: one clip of a run's own size (decode.py); why windows (figures.py).
 
@@ -45,6 +44,7 @@ from tokenizer import TOKENIZERS, VideoTokenizer
 from training.build import from_plain, without_weights
 from training.checkpoint import Run, load_checkpoint, load_network, load_run, weights_hash
 from training.presets import TrainConfig
+from training.processes import device_of_this_process
 
 HEADER = 1024                           # bytes: JSON, spaces, and the checksum of the whole file
 
@@ -309,9 +309,9 @@ def main() -> None:
         return print_sizes()
     if options.video is None:
         parser.error(f"{options.command} needs a run and a file")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    work = do_file if options.command in ("encode", "decode") else do_video
     try:
-        (do_file if options.command in ("encode", "decode") else do_video)(options, device)
+        work(options, device_of_this_process())
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"long_video.py: {error}")
 

@@ -97,11 +97,14 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
         """softmax(query key^T / sqrt(d)) value, each (B, heads, n, d); variants override this."""
-        # On CPUs attention is as fast in float32 as in bfloat16, or faster. Autocast would turn its
-        # arguments back into bfloat16, so it is off for this one call.
-        if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-            query, key, value = query.float(), key.float(), value.float()
+        # PyTorch's attention on CPUs is as slow in bfloat16 as in float32. Written out, clip by
+        # clip, it is not, but a gradient needs n x n weights. Autocast would undo either choice.
         with torch.autocast("cpu", enabled=False):
+            if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+                if query.shape[2] > 256 and not (causal or self.training or torch.is_grad_enabled()):
+                    return torch.stack([(q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
+                                        for q, k, v in zip(query, key, value)])
+                query, key, value = query.float(), key.float(), value.float()
             return F.scaled_dot_product_attention(query, key, value, is_causal=causal,
                                                   dropout_p=self.dropout if self.training else 0.0)
 
@@ -162,8 +165,7 @@ class MaskedTransformer(nn.Module):
     def prompts(self) -> tuple[str, ...]:
         """The tasks of the prompts, in order: the paper's ten unless the configuration names some.
 
-        A checkpoint keeps these names, so that a prompt stays with its task whatever is added to
-        commit.TASKS later.
+        A checkpoint keeps them: a prompt stays with its task whatever commit.TASKS gains later.
         """
         return self.config.task_names or MT10[:self.config.num_tasks]
 

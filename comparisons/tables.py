@@ -43,6 +43,7 @@ from tokenizer import TOKENIZERS, ImageTokenizer, VideoTokenizer
 from training.build import build_transformer
 from training.checkpoint import Run, load_run
 from training.plan import count_step
+from training.processes import device_of_this_process
 from transformer import TRANSFORMERS, TransformerConfig
 
 # FVD on BAIR, debiased, of the models of size B. Table 4: by task, then the average.
@@ -189,8 +190,7 @@ def table_6(laptop: Laptop) -> tuple[list[str], dict]:
         steps = steps_of(run, how or run.config.decoding)
         results[name] = row | dict(parameters=sizes, sequence=size.sequence_length, steps=steps)
         rows.append((title, " + ".join(f"{each:,}" for each in sizes), size.sequence_length, steps,
-                     f"{row['right']:.0%}", f"{row['given']:.1f}",
-                     *PAPER["6"].get(name, ("",))))
+                     f"{row['right']:.0%}", f"{row['given']:.1f}", *PAPER["6"].get(name, ("",))))
     return [aligned(rows), f"{laptop.steps:,} steps each; paper: FVD on BAIR, debiased; its "
             "sequences are 4,096 (2D) and 1,024",
             claim("MAGVIT is ahead of MaskGIT on the same tokens",
@@ -279,7 +279,7 @@ def methods(size: str, resolution: int) -> dict[str, tuple[TransformerConfig, in
 def fig_5(laptop: Laptop | None = None, size: str = "B", resolutions=(32, 64, 128),
           batches=(1, 4), most_tokens: int = 1024) -> tuple[list[str], dict]:
     """Seconds to generate 16 frames, and frames per second: all methods in one run."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_this_process()
     where = torch.cuda.get_device_name() if device.type == "cuda" else (
         f"CPU, {torch.get_num_threads()} threads")
     rows = [("method", "pixels", "batch", "sequence", "steps", "transformer, s", "decoder, s",

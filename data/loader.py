@@ -28,8 +28,7 @@ from data.source import ClipSource, clip_of, load_batch, places_of, to_float
 
 
 class BatchLoader:
-    """loader(step) -> the clips of load_batch(source, step, batch_size, seed, rank, world), as
-    bytes, and their labels.
+    """loader(step) -> bytes and labels of load_batch(source, step, batch_size, seed, rank, world).
 
     Threads load clip by clip: decoders let go of Python's lock. threads None: a thread for each
     core that this process may use; processes that share a machine have to share its cores out.

@@ -89,8 +89,7 @@ def clip_of(source: ClipSource, step: int, place: int, batch_size: int, seed: in
             augment: bool = True) -> tuple[np.ndarray, int]:
     """The clip at a place in the batch of a step, and its label. No state anywhere.
 
-    Clips are visited in a new order each epoch. Windows, crops and flips follow from (seed, step,
-    place in the batch).
+    Clips come in a new order each epoch. Windows, crops, flips follow from (seed, step, place).
     """
     epoch, position = divmod(step * batch_size + place, len(source))
     random = np.random.default_rng([seed, step, place]) if augment else None
@@ -121,8 +120,7 @@ def all_clips(source: ClipSource) -> tuple[Tensor, Tensor]:
 def to_float(clips: np.ndarray | Tensor) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in [0, 1], on the device where clips are.
 
-    By a divisor on that device: by a plain number a GPU would multiply with 1/255, which is not
-    the same to the last bit.
+    By a divisor on that device: by a plain number a GPU would multiply with 1/255, which differs.
     """
     clips = torch.as_tensor(clips)
     divisor = torch.full((), 255.0, device=clips.device)

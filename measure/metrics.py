@@ -123,8 +123,7 @@ def grey(picture: Tensor) -> Tensor:
 
 
 def ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance and contrast-structure of grey pictures (..., H, W), wherever the window fits;
-    their product is SSIM."""
+    """Luminance and contrast-structure of grey pictures, where the window fits; SSIM multiplies."""
     tap = torch.arange(-5, 6, dtype=torch.float64, device=x.device)
     window = torch.exp(-tap.square() / (2 * 1.5 ** 2))
     window = window / window.sum()

@@ -88,8 +88,7 @@ PROTOCOLS = {
                     metrics=("fvd", "psnr", "ssim")),
     # Ours, for anybody's data: what the run held out, or a data set that is given.
     "own": Protocol("ours; no benchmark", "held-out", 0, MT10, windows=1, crops=1,
-                    only_window=0.5, samples=512, folds=1,
-                    metrics=("fvd", "psnr", "ssim")),
+                    only_window=0.5, samples=512, folds=1, metrics=("fvd", "psnr", "ssim")),
 }
 NO_BENCHMARK = ("toy", "own")
 # The random streams of an evaluation: a function each of (seed, its number, what it is drawn for).

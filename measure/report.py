@@ -34,6 +34,7 @@ from measure.toy import Judge
 from pictures import draw_curves, write_grid
 from steps import autocast
 from training.checkpoint import Run, load_checkpoint, load_network, load_run
+from training.processes import device_of_this_process
 
 
 # ---------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def report(folder: str | Path, clips: int = 64, samples: int = 256,
 
     source: the clips to look at; by default those that the run's data holds out.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_this_process()
     run = load_run(folder, device)
     held_out = run.data.has_held_out or source is not None
     source = source or run.held_out(run.folder / "videos-test.json")
@@ -214,7 +215,7 @@ def draw_losses(log: Path, path: Path) -> None:
 
 def do_tasks(options: argparse.Namespace) -> None:
     """What decode.py's command line asks; ValueError, in one line, where it makes no sense."""
-    run = load_run(options.run, "cuda" if torch.cuda.is_available() else "cpu")
+    run = load_run(options.run, device_of_this_process())
     names, label, every = run.class_names, None, "all" in options.task
     if options.video:
         stride = run.config.stride if options.stride is None else options.stride

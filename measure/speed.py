@@ -25,6 +25,7 @@ from decode import commit_decode
 from steps import autocast
 from training.build import build_transformer
 from training.checkpoint import load_run
+from training.processes import device_of_this_process
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def measure_speed(run: str | Path, resolutions: tuple[int, ...] = (64, 128, 256)
     The tokenizer is the run's; it takes any size. The transformer is the run's where the number
     of tokens is; elsewhere one of its sizes with random weights, which takes the same time.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_this_process()
     run, rows = load_run(run, device), []
     tokenizer, model, config = run.tokenizer, run.transformer, run.config
     for resolution in sorted({*resolutions, config.resolution}):

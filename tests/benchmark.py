@@ -34,6 +34,7 @@ from steps import autocast  # noqa: E402
 from training.build import build  # noqa: E402
 from training.plan import amount, count_step, made_up, step_on  # noqa: E402
 from training.presets import PRESETS  # noqa: E402
+from training.processes import device_of_this_process  # noqa: E402
 from training.watch import PEAKS  # noqa: E402
 
 ROWS = [("toy", "tokenizer", 4, 12), ("toy", "transformer", 16, 12),
@@ -78,7 +79,7 @@ def measure_entropies(way: str) -> str:
 
 def measure_generation(preset: str, batch: int) -> str:
     """One row: Algorithm 1's steps and the decoder, untrained, for clips without a condition."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_this_process()
     config = PRESETS[preset]
     tokenizer = build(config, "tokenizer", device=device).networks["tokenizer"].eval()
     model = build(config, "transformer", num_classes=config.num_classes, tokenizer=tokenizer,
@@ -100,7 +101,7 @@ def measure_generation(preset: str, batch: int) -> str:
 def measure(preset: str, stage: str, batch: int, steps: int) -> str:
     """One row: seconds a step, its arithmetic, and peak memory as measured and as counted."""
     config = replace(PRESETS[preset], recompute=preset.endswith(("L", "H")))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_this_process()
     torch.manual_seed(0)
     trainee = build(config, stage, num_classes=config.num_classes, device=device)
     step = step_on(trainee, config, stage, batch)

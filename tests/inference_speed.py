@@ -24,9 +24,10 @@ from commit import MT8
 from decode import commit_decode, generate
 from steps import autocast
 from tokenizer import TOKENIZERS, VideoTokenizer
+from training.processes import device_of_this_process
 from transformer import TRANSFORMERS, MaskedTransformer
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = device_of_this_process()
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 STEPS = 12                                                                     # App. B.3
 

@@ -2,6 +2,8 @@
 import errno
 import json
 import os
+import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from data.source import load_batch
 from training.checkpoint import load_checkpoint, load_network, read_checkpoint, save_checkpoint
 from training.command import parse
 from training.presets import PRESETS
+from training.processes import device_of_this_process
 from training.stored import make_rows, open_table, write_tokens
 
 SHORT = ["--stage", "tokenizer", "--no-report"]
@@ -343,3 +346,16 @@ def test_a_data_set_object_without_held_out_clips_is_looked_at_itself(tmp_path):
     source = type("Mine", (MovingShapes,), dict(held_out=None))()
     assert train.train(config, source, tmp_path, stage="tokenizer", draw=False)
     assert "psnr" in json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["held_out"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or torch.cuda.is_available(),
+                    reason="it is the C library of Linux that is told, where CPUs compute")
+def test_memory_that_a_tensor_left_is_there_for_the_next_one():
+    """64 MB are 16,384 pages; a new block from the system would cost a fault for each."""
+    device = device_of_this_process()
+    faults = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2 ** 26, dtype=torch.uint8, device=device)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert max(faults[1:]) < 1000

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from commit import MT10
 from transformer import TRANSFORMERS, Attention, MaskedTransformer, TransformerConfig
@@ -124,3 +125,22 @@ def test_recomputing_activations_changes_no_gradient(model, generator):
         model(*arguments).square().sum().backward()
         gradients.append(model.position_embedding.weight.grad.clone())
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("tokens, written_out", [(258, True), (66, False)])
+def test_long_attention_in_bfloat16_is_written_out_where_nobody_needs_gradients(tokens, written_out,
+                                                                                generator):
+    """On CPUs, in its own precision; all else is in float32, and both are the same attention."""
+    attention = Attention(TransformerConfig()).eval()
+    heads = torch.randn(3, 2, 4, tokens, 64, generator=generator)
+    exact = F.scaled_dot_product_attention(*heads)
+    query, key, value = heads.bfloat16()
+    for gradient, causal in ((False, False), (True, False), (False, True)):
+        with torch.set_grad_enabled(gradient), torch.autocast("cpu", torch.bfloat16):
+            found = attention.attend(query, key, value, causal=causal)
+        fast = written_out and not (gradient or causal)
+        assert found.dtype == (torch.bfloat16 if fast else torch.float32)
+        wanted = F.scaled_dot_product_attention(*heads, is_causal=True) if causal else exact
+        assert (found - wanted).abs().max() < 0.02 and (found - wanted).std() < 0.002
+    with torch.no_grad():
+        assert torch.equal(attention.attend(*heads), exact)

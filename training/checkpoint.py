@@ -266,10 +266,9 @@ class Run:
 
 
 def load_run(run: str | Path, device: torch.device | str = "cpu") -> Run:
-    """The trained run in a folder.
+    """The trained run in a folder: two stages that belong together, else it is a ValueError.
 
-    FileNotFoundError where the folder or a stage is missing, ValueError where the two stages do
-    not belong together.
+    FileNotFoundError where the folder or a stage is missing.
     """
     run = Path(run)
     if not run.is_dir():

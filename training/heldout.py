@@ -23,8 +23,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from commit import (commit_mask, cutoff_score, task_index, token_cross_entropy,
-                    tokenize_condition)
+from commit import (commit_mask, cutoff_score, task_index, token_cross_entropy, tokenize_condition)
 from data.source import ClipSource, load_batch
 from pictures import write_grid
 from steps import autocast
@@ -39,8 +38,7 @@ class HeldOut:
 
     open_clips() -> the clips to look at, if it is to look at all. Sixteen are taken, always the
     same, at their centre, before training asks the same data set for clips. What it draws does not
-    touch the draws of training. on_step, of the same kind, is called first; what both return is
-    returned together.
+    touch the draws of training. on_step, of the same kind, comes first; it returns what both do.
     """
 
     def __init__(self, config: TrainConfig, open_clips: Callable[[], ClipSource], run: Path,

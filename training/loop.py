@@ -4,8 +4,7 @@ Paper   App. B.2 (learning rate); the rest is what keeps a long run alive
 
 Shapes  none: a Stage knows its step and its batches, the loop neither videos nor tokens
 
-Read    Stage and fit; resume, which decides where it starts. Then what they lean on: prefetched,
-        the refusals.
+Read    Stage and fit; resume, which decides where it starts. Then prefetched, and the refusals.
 
 Not here: processes (processes.py), what is told on the way (watch.py), files (checkpoint.py).
 

@@ -17,7 +17,9 @@ Run:    torchrun --nproc_per_node 2 -m training.processes     two processes agre
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
 import signal
 import socket
 import sys
@@ -47,13 +49,11 @@ def start_processes(backend: str | None = None, before: Callable[[], Any] | None
     """One process, or what torchrun started: NCCL with GPUs, gloo without.
 
     before() is called once on each machine, while its other processes wait: long work whose result
-    lies on the disk afterwards. options go to dist.init_process_group. From here on float32 is
-    float32 on GPUs, too, where convolutions would else be rounded to TF32 (see float32_as).
+    lies on the disk. options go to dist.init_process_group. From now on no float32 is TF32.
     """
     for place in FLOAT32_PLACES:
         place.allow_tf32 = False
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = device_of_this_process()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ:
@@ -70,9 +70,8 @@ def join_processes(backend: str, before: Callable[[], Any] | None = None, **opti
     On one node torchrun keeps its store when it restarts killed workers (--max-restarts). Each
     attempt gets a name in it, or the new ones would find the addresses of the dead and wait.
     """
-    # Optimizers import torch._dynamo, and some functions there have the process group that exists
-    # when they are imported as the default of an argument. Imported after the group, they would
-    # keep it and its threads alive at exit, which then aborts now and then. So it comes first.
+    # Optimizers import torch._dynamo, where functions take the process group of that moment as a
+    # default. Imported after it, they keep its threads at exit, which then aborts now and then.
     import torch._dynamo  # noqa: F401
     store, rank, world = next(dist.rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
@@ -84,6 +83,21 @@ def join_processes(backend: str, before: Callable[[], Any] | None = None, **opti
             store.set(done, "yes")
         store.wait([done], timedelta(days=7))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, **options)
+
+
+def device_of_this_process() -> torch.device:
+    """Its GPU, where there are any, or the CPU; which then keeps the memory that tensors leave.
+
+    Linux's C library gives large blocks back to the system, which fills each page of the next one
+    with zeros when it is first touched: a third of the time of decoding (docs/speed.md).
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)           # M_MMAP_MAX: no block is asked of the system for itself
+        library.mallopt(-1, -1)          # M_TRIM_THRESHOLD: the heap does not shrink
+    return torch.device("cpu")
 
 
 def threads_of_this_process() -> int:
