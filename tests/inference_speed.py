@@ -5,9 +5,9 @@
     python tests/benchmark.py --inference operators   where the time of B goes
 
 The limit is measured beside each row: one 3x3x3 convolution of 128 channels at 8x64x64 for the
-tokenizer, one product of 2048x2048 matrices for the transformer. FLOP are counted by PyTorch's own
-counter, of convolutions, products and attention alone, so that the share says what everything else
-costs, norms, padding, resizing and memory.
+tokenizer, one product of 2048x2048 matrices for the transformer. FLOP are those of convolutions,
+products and attention alone (training/plan.py), so that the share says what everything else costs,
+norms, padding, resizing and memory.
 """
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import Callable
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from commit import MT8
 from decode import commit_decode, generate
 from steps import autocast
 from tokenizer import TOKENIZERS, VideoTokenizer
+from training.plan import Count
 from training.processes import device_of_this_process
 from transformer import TRANSFORMERS, MaskedTransformer
 
@@ -76,12 +76,12 @@ def works(size: str, clips: int) -> dict[str, tuple[Callable[[], object], str]]:
 @torch.no_grad()
 def rows(size: str, clips: int, precision: str, times: int = 3) -> list[str]:
     """A row of the table for each of `works`."""
-    table, machine = [], limits(precision)
+    table, machine, of_one = [], limits(precision), works(size, 1)
     for name, (work, limit) in works(size, clips).items():
         with autocast(precision, DEVICE):
-            with FlopCounterMode(display=False) as counter:
-                work()
-            flop, taken, most = counter.get_total_flops(), [], []
+            with Count() as count:                       # which warms up, too
+                of_one[name][0]()
+            flop, taken, most = clips * count.flop, [], []
             while len(taken) < times and sum(taken) < 30:
                 taken.append(seconds_of(work))           # by turns: a disturbance then meets both
                 if limit:
