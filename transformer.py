@@ -97,11 +97,11 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
         """softmax(query key^T / sqrt(d)) value, each (B, heads, n, d); variants override this."""
-        # PyTorch's attention on CPUs is as slow in bfloat16 as in float32. Written out, clip by
-        # clip, it is not, but a gradient needs n x n weights. Autocast would undo either choice.
+        # On CPUs PyTorch's attention is as slow in bfloat16 as in float32 (docs/speed.md). Written
+        # out, clip by clip, it is not; training would keep n x n weights. Autocast would undo both.
         with torch.autocast("cpu", enabled=False):
             if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-                if query.shape[2] > 256 and not (causal or self.training or torch.is_grad_enabled()):
+                if query.shape[2] > 256 and not (causal or self.training):
                     return torch.stack([(q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
                                         for q, k, v in zip(query, key, value)])
                 query, key, value = query.float(), key.float(), value.float()

@@ -266,7 +266,7 @@ class Run:
 
 
 def load_run(run: str | Path, device: torch.device | str = "cpu") -> Run:
-    """The trained run in a folder: two stages that belong together, else it is a ValueError.
+    """The trained run in a folder: two stages that belong together (else ValueError).
 
     FileNotFoundError where the folder or a stage is missing.
     """
