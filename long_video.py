@@ -235,7 +235,7 @@ def generate_with(run: Run, seed: int = 0) -> Callable[..., Tensor]:
     return partial(generate, run.tokenizer, run.transformer, generator=noise, **run.config.decoding)
 
 
-def do_video(options: argparse.Namespace, device: str) -> None:
+def do_video(options: argparse.Namespace, device: torch.device) -> None:
     """outpaint and extend, on a clip of the run's size."""
     run = load_run(options.run, device)
     clip = load_clip(options.video, run.config.clip_shape, options.start, run.config.stride)
@@ -249,7 +249,7 @@ def do_video(options: argparse.Namespace, device: str) -> None:
     print(f"wrote {options.out}, {'x'.join(map(str, out.shape[2:]))} (T x H x W)")
 
 
-def do_file(options: argparse.Namespace, device: str) -> None:
+def do_file(options: argparse.Namespace, device: torch.device) -> None:
     """encode and decode, frame by frame."""
     state = load_checkpoint(Path(options.run) / "tokenizer.pt")
     tokenizer, values = load_network(state, device), []

@@ -5,7 +5,7 @@ Paper   the looks of Fig. 2 and Fig. 3: green for given, black for [MASK], blue 
 Shapes  videos (3, T, H, W) in [0, 1] -> frames uint8 (T, H, W, 3) -> a GIF, or a PNG contact sheet
         ids or kinds of tokens (t, h, w) -> cells of one colour each
 
-Read    write_grid (videos in rows and columns), canvas (matplotlib's preamble), strip and the rest.
+Read    write_grid (videos in rows and columns), canvas (a figure), strip, draw_ids, draw_curves.
 
 Not here: what is painted (figures.py computes it; measure/report.py for a run of yours).
 

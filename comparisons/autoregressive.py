@@ -61,7 +61,7 @@ class CausalAttention(Attention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if self.memory is not None:
-            if key.device.type == "cpu":        # attention is in float32 there: convert them once
+            if key.device.type == "cpu":        # causal attention is in float32: converted once
                 query, key, value = query.float(), key.float(), value.float()
             first, (key, value) = self.memory.length == 0, self.memory.extend(key, value)
             if not first and query.shape[2] > 1:

@@ -28,7 +28,7 @@ from data.source import ClipSource, clip_of, load_batch, places_of, to_float
 
 
 class BatchLoader:
-    """loader(step) -> bytes and labels of load_batch(source, step, batch_size, seed, rank, world).
+    """loader(step) -> load_batch(source, step, batch_size, seed, rank, world) as bytes, and labels.
 
     Threads load clip by clip: decoders let go of Python's lock. threads None: a thread for each
     core that this process may use; processes that share a machine have to share its cores out.

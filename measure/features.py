@@ -65,7 +65,7 @@ def rows_of(metrics: Iterable[str]) -> list[str]:
 
 
 def stored_names(rows: Iterable[str], judges: dict[str, nn.Module]) -> dict[str, str]:
-    """A row -> the name that it is stored under: which weights made it, not who vouches."""
+    """A row -> the name that it is stored under: by which weights, not who vouches for them."""
     label = {row: judge.weights.replace(PINNED, UNKNOWN) for row, judge in judges.items()}
     return {row: f"{row}-{digest(label[row])}" if row in judges else row for row in rows}
 

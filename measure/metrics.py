@@ -123,7 +123,7 @@ def grey(picture: Tensor) -> Tensor:
 
 
 def ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance, contrast-structure of grey pictures where the window fits. SSIM is the product."""
+    """Luminance, contrast-structure of (..., H, W) where the window fits. The product is SSIM."""
     tap = torch.arange(-5, 6, dtype=torch.float64, device=x.device)
     window = torch.exp(-tap.square() / (2 * 1.5 ** 2))
     window = window / window.sum()

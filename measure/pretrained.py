@@ -12,7 +12,7 @@ Read    the two ways to resize; WEIGHTS (which files, from where, known by which
 FVD of the same two sets was 131 with the right I3D file and 219 with its ImageNet sibling. So
 files are known by hash, nothing is downloaded, and a network's `.weights` names its source.
 
-Not here: the networks (networks.py), DeepMind's layout (deepmind.py), distances (metrics.py).
+Not here: the networks (networks.py), DeepMind's layout (deepmind.py), metrics (metrics.py).
 
 Run:    python -m measure.pretrained [DIR]      which files are there, and whether FVD comes out
 """

@@ -52,7 +52,7 @@ class Judge:
 
     def __call__(self, task: str, made: Tensor, video: Tensor, label: Tensor) -> dict[str, float]:
         """Shares of the videos: right_shape and right_direction, of an answer; open_direction,
-        where there are several; recited: within 20 dB of a training clip, the real one farther."""
+        where there are several; recited: a training clip within 20 dB, the real one farther."""
         made, video, label = made.float().cpu(), video.cpu(), label.cpu()
         answers = self.answers(task, video, label).view(len(video), -1, 4)     # shape x direction
         shape, direction = MovingShapes.recognize(made)

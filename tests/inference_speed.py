@@ -77,9 +77,9 @@ def works(size: str, clips: int) -> dict[str, tuple[Callable[[], object], str]]:
 def rows(size: str, clips: int, precision: str, times: int = 3) -> list[str]:
     """A row of the table for each of `works`."""
     table, machine, of_one = [], limits(precision), works(size, 1)
-    for name, (work, limit) in works(size, clips).items():
+    for name, (work, limit) in (works(size, clips) if clips > 1 else of_one).items():
         with autocast(precision, DEVICE):
-            with Count() as count:                       # which warms up, too
+            with Count() as count:                       # which warms up one clip, too
                 of_one[name][0]()
             flop, taken, most = clips * count.flop, [], []
             while len(taken) < times and sum(taken) < 30:

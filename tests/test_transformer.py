@@ -129,7 +129,7 @@ def test_recomputing_activations_changes_no_gradient(model, generator):
 
 @pytest.mark.parametrize("tokens, written_out", [(258, True), (66, False)])
 def test_long_attention_in_bfloat16_is_written_out_but_in_training(tokens, written_out, generator):
-    """On CPUs, in its own precision; all else is in float32, and both are the same attention."""
+    """On CPUs: in bfloat16 there, in float32 elsewhere, and either way it is the same attention."""
     attention = Attention(TransformerConfig(attention_dropout=0.0))
     heads = torch.randn(3, 2, 4, tokens, 64, generator=generator)
     exact = F.scaled_dot_product_attention(*heads)

@@ -49,7 +49,7 @@ def start_processes(backend: str | None = None, before: Callable[[], Any] | None
     """One process, or what torchrun started: NCCL with GPUs, gloo without.
 
     before() is called once on each machine, while its other processes wait: long work whose result
-    lies on the disk. options go to dist.init_process_group. From now on no float32 is TF32.
+    lies on the disk. options go to dist.init_process_group. GPUs keep all of float32 (float32_as).
     """
     for place in FLOAT32_PLACES:
         place.allow_tf32 = False
@@ -86,10 +86,10 @@ def join_processes(backend: str, before: Callable[[], Any] | None = None, **opti
 
 
 def device_of_this_process() -> torch.device:
-    """Its GPU, where there are any, or the CPU; which then keeps the memory that tensors leave.
+    """Its GPU, where there are any, or the CPU, where memory then stays with this process.
 
-    Linux's C library gives large blocks back to the system, which fills each page of the next one
-    with zeros when it is first touched: a third of the time of decoding (docs/speed.md).
+    Else Linux's C library gives large blocks back to the system, which fills each page of the next
+    one with zeros when it is first touched: three tenths of decoding (docs/speed.md).
     """
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
