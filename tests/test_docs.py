@@ -340,7 +340,7 @@ def commands():
         for line in "\n".join(re.findall(r"```(?:console|sh|bash)\n(.*?)```", text,
                                          re.S)).splitlines():
             found += line.split(" #")[0].split("&&")
-        found += re.findall(r"`((?:python|torchrun) [^`]+)`", text)
+        found += re.findall(r"(?<!`)`((?:python|torchrun)\s[^`]+)`", text)
     return sorted({" ".join(command.split()) for command in found if command.strip()})
 
 
