@@ -97,8 +97,8 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
         """softmax(query key^T / sqrt(d)) value, each (B, heads, n, d); variants override this."""
-        # On CPUs PyTorch's attention is as slow in bfloat16 as in float32 (docs/speed.md). Written
-        # out, clip by clip, it is not; training would keep n x n weights. Autocast would undo both.
+        # On CPUs PyTorch's attention is as slow in bfloat16 as in float32 (docs/speed.md). Long
+        # sequences are written out, but in training: n x n weights stay. Autocast would undo both.
         with torch.autocast("cpu", enabled=False):
             if query.device.type == "cpu" and query.dtype == torch.bfloat16:
                 if query.shape[2] > 256 and not (causal or self.training):

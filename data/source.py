@@ -120,7 +120,7 @@ def all_clips(source: ClipSource) -> tuple[Tensor, Tensor]:
 def to_float(clips: np.ndarray | Tensor) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in [0, 1], on the device where clips are.
 
-    By a divisor on that device: by a number a GPU would multiply with 1/255: other bits.
+    The divisor is a tensor there: a GPU multiplies with 1/255 for a number, to other bits.
     """
     clips = torch.as_tensor(clips)
     divisor = torch.full((), 255.0, device=clips.device)

@@ -21,6 +21,7 @@ from torch import Tensor
 from commit import TASKS, make_condition
 from data.moving_shapes import MovingShapes
 from data.source import all_clips
+from pictures import to_frames
 
 
 class Judge:
@@ -34,20 +35,19 @@ class Judge:
         self.learned, labels = all_clips(MovingShapes("train", frames))
         held_out, others = all_clips(MovingShapes("test", frames))
         self.labels = torch.cat([labels, others])
-        self.pixels = (255 * torch.cat([self.learned, held_out])).round().byte()
+        self.frames = [to_frames(clip) for clip in torch.cat([self.learned, held_out])]
 
     def answers(self, task: str, video: Tensor, label: Tensor) -> Tensor:
         """(B, 16) bool: the classes with which the toy has a clip of the same condition."""
         classes = torch.arange(len(MovingShapes().class_names))
         if TASKS[task].class_conditional:
             return label[:, None] == classes
-        valid = make_condition(video, task, self.condition_frames)[1]
-        given, asked = ([bytes(clip.numpy()) for clip in pixels[:, :, valid]]
-                        for pixels in (self.pixels, (255 * video).round().byte()))
+        valid = make_condition(video, task, self.condition_frames)[1].numpy()
+        given, asked = ([frames[valid].tobytes() for frames in clips]
+                        for clips in (self.frames, map(to_frames, video)))
         found = torch.zeros(len(video), len(classes), dtype=torch.bool)
         for row, condition in enumerate(asked):
-            found[row, [int(each) for clip, each in zip(given, self.labels)
-                        if clip == condition]] = True
+            found[row, self.labels[[clip == condition for clip in given]]] = True
         return found
 
     def __call__(self, task: str, made: Tensor, video: Tensor, label: Tensor) -> dict[str, float]:

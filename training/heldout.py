@@ -38,7 +38,7 @@ class HeldOut:
 
     open_clips() -> the clips to look at, if it is to look at all. Sixteen are taken, always the
     same, at their centre, before training asks the same data set for clips. What it draws does not
-    touch the draws of training. on_step, of the same kind, comes first; both returns go into one.
+    touch the draws of training. on_step, of the same kind, comes first; their answers are merged.
     """
 
     def __init__(self, config: TrainConfig, open_clips: Callable[[], ClipSource], run: Path,
