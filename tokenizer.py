@@ -14,12 +14,10 @@ Run:    python tokenizer.py        parameters and tokens of every size, beside t
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -81,8 +79,7 @@ TOKENIZERS = {
 # Blocks (App. A.1, Fig. 1b)
 
 def channels_last(x: Tensor) -> Tensor:
-    # Decided here for the tokenizer and its adversary: channels side by side are twice as fast.
-    return x.contiguous(memory_format=torch.channels_last_3d)
+    return x.contiguous(memory_format=torch.channels_last_3d)    # twice as fast; decided here alone
 
 
 def conv(channels_in: int, channels_out: int, config: TokenizerConfig, *,
@@ -120,6 +117,17 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x) + self.main(x)
+
+
+class AveragePool(nn.AvgPool3d):
+    """Average pooling (App. A.1); on CPUs, without gradient, the same to the bit but faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return super().forward(x)
+        t, h, w = self.kernel_size       # PyTorch adds in this order, too, but reorders x for it
+        pixels = (x[:, :, i::t, j::h, k::w] for i in range(t) for j in range(h) for k in range(w))
+        return (sum(pixels, torch.zeros(1)) / (t * h * w)).contiguous()
 
 
 class Upsample(nn.Module):
@@ -169,7 +177,7 @@ class Encoder(Layers):
                 layers.append(ResidualBlock(channels, width, config))
                 channels = width
             if stride is not None:                  # pooled, not a strided convolution (App. A.1)
-                layers.append(nn.AvgPool3d(stride))
+                layers.append(AveragePool(stride))
         layers += [ResidualBlock(channels, channels, config) for _ in range(config.num_res_blocks)]
         layers += [NormSwish(channels, config),
                    conv(channels, config.embedding_dim, config, kernel=(1, 1, 1), bias=True)]
@@ -205,15 +213,12 @@ class Decoder(Layers):
 # Quantization
 
 def average_over_processes(x: Tensor) -> Tensor:
-    """Mean of x over all training processes, with gradient; x itself when there is only one.
-
-    The gradient to x is 1, not 1 / processes: that comes in where a step averages gradients.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
+    """Mean over all processes. Its gradient to x is 1, since a step averages gradients later."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return x
     mean = x.detach().clone()
-    dist.all_reduce(mean)
-    return mean / dist.get_world_size() + (x - x.detach())
+    torch.distributed.all_reduce(mean)
+    return mean / torch.distributed.get_world_size() + (x - x.detach())
 
 
 def entropy_loss(distances: Tensor, temperature: float) -> Tensor:
@@ -264,7 +269,6 @@ class VectorQuantizer(nn.Module):
         return self.distances(latents).argmin(1).view(latents[:, 0].shape)
 
     def forward(self, latents: Tensor) -> Quantized:
-        latents = latents.float()
         distances = self.distances(latents)                                        # (N, K)
         tokens = distances.argmin(1).view(latents[:, 0].shape)
         codes = self.lookup(tokens)
@@ -297,16 +301,14 @@ class VideoTokenizer(nn.Module):
     def latent_shape(self, T: int, H: int, W: int) -> tuple[int, int, int]:
         """(t, h, w) of a (T, H, W) video. ValueError where a size does not divide."""
         factors = [math.prod(axis) for axis in zip(*self.config.strides)]
-        for name, size, factor in zip("THW", (T, H, W), factors):
+        for name, size, factor, kernel in zip("THW", (T, H, W), factors, self.config.kernel):
             if size % factor or size == 0:
                 raise ValueError(f"{name}={size} frames or pixels; this tokenizer needs a multiple "
                                  f"of {factor}: crop or resize the video")
-        t, h, w = (size // factor for size, factor in zip((T, H, W), factors))
-        for name, size, kernel in zip("thw", (t, h, w), self.config.kernel):
-            if self.config.padding == "reflect" and size <= kernel // 2:
-                raise ValueError(f"latent {name}={size}; reflect padding needs at least "
-                                 f"{kernel // 2 + 1}: use a longer or larger video")
-        return t, h, w
+            if self.config.padding == "reflect" and size // factor <= kernel // 2:
+                raise ValueError(f"latent {name.lower()}={size // factor}; reflect padding needs "
+                                 f"at least {kernel // 2 + 1}: use a longer or larger video")
+        return T // factors[0], H // factors[1], W // factors[2]
 
     def latents(self, video: Tensor) -> Tensor:
         """video (B, 3, T, H, W) in [0, 1] -> latents (B, D, t, h, w), before the nearest codes."""
@@ -318,8 +320,7 @@ class VideoTokenizer(nn.Module):
     def forward(self, video: Tensor) -> TokenizerOutput:
         """One training pass. video (B, 3, T, H, W) in [0, 1]."""
         quantized = self.quantizer(self.latents(video))
-        reconstruction = self._run(self.decoder, quantized.embeddings)
-        return TokenizerOutput(reconstruction.float(), *quantized[1:])
+        return TokenizerOutput(self._run(self.decoder, quantized.embeddings), *quantized[1:])
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -331,19 +332,18 @@ class VideoTokenizer(nn.Module):
         if tokens.min() < 0 or tokens.max() >= self.codebook_size:
             raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}; the codebook has "
                              f"0 to {self.codebook_size - 1} ([MASK] cannot be decoded)")
-        return self._run(self.decoder, self.quantizer.lookup(tokens)).float()
+        return self._run(self.decoder, self.quantizer.lookup(tokens))
 
     def _run(self, network: Layers, x: Tensor) -> Tensor:
         faulty = getattr(self.config, "padding", "") == "zeros"      # of oneDNN: discriminator.py
-        with torch.autocast("cpu", enabled=False) if faulty else nullcontext():
-            return network(channels_last(x))
+        with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not faulty):
+            return network(channels_last(x)).float()
 
 
 class ImageTokenizer(VideoTokenizer):
     """2D-VQ: the same networks with 1x3x3 kernels and no pooling of time, each frame alone.
 
-    The same methods take the same (B, 3, T, H, W) videos; tokens are (B, T, h, w). An image is a
-    video of one frame. Frames become the batch, so that normalization is per frame too.
+    Videos are (B, 3, T, H, W) here, too, an image has T = 1, and tokens are (B, T, h, w).
     """
 
     def __init__(self, config: TokenizerConfig):

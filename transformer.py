@@ -102,8 +102,8 @@ class Attention(nn.Module):
         with torch.autocast("cpu", enabled=False):
             if query.device.type == "cpu" and query.dtype == torch.bfloat16:
                 if query.shape[2] > 256 and not (causal or self.training):
-                    return torch.stack([(q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
-                                        for q, k, v in zip(query, key, value)])
+                    return torch.stack([(q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v for q, k, v
+                                        in zip(query, key.contiguous(), value.contiguous())])
                 query, key, value = query.float(), key.float(), value.float()
             return F.scaled_dot_product_attention(query, key, value, is_causal=causal,
                                                   dropout_p=self.dropout if self.training else 0.0)

@@ -78,6 +78,15 @@ def test_encode_and_decode_agree_with_the_training_pass(tokenizer, video):
 
 
 @pytest.mark.parametrize("kind", [VideoTokenizer, ImageTokenizer])
+@pytest.mark.parametrize("half", [False, True])
+def test_pooling_without_gradient_gives_the_bits_of_pooling_with_it(kind, half, video):
+    encoder = kind(TINY).encoder
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        pooled, again = encoder(video), torch.no_grad()(encoder)(video)
+    assert torch.equal(pooled, again) and pooled.stride() == again.stride()
+
+
+@pytest.mark.parametrize("kind", [VideoTokenizer, ImageTokenizer])
 def test_latents_are_what_encode_quantizes_and_have_gradients(kind, video):
     torch.manual_seed(0)
     tokenizer = kind(TINY)
