@@ -127,7 +127,7 @@ class AveragePool(nn.AvgPool3d):
             return super().forward(x)
         t, h, w = self.kernel_size       # PyTorch adds in this order, too, but reorders x for it
         pixels = (x[:, :, i::t, j::h, k::w] for i in range(t) for j in range(h) for k in range(w))
-        return (sum(pixels, torch.zeros(1)) / (t * h * w)).contiguous()
+        return (sum(pixels, torch.zeros(1)) / (t * h * w)).contiguous()    # as PyTorch leaves it
 
 
 class Upsample(nn.Module):
@@ -311,7 +311,7 @@ class VideoTokenizer(nn.Module):
         return T // factors[0], H // factors[1], W // factors[2]
 
     def latents(self, video: Tensor) -> Tensor:
-        """video (B, 3, T, H, W) in [0, 1] -> latents (B, D, t, h, w), before the nearest codes."""
+        """video (B, 3, T, H, W) in [0, 1] -> float32 latents (B, D, t, h, w), not yet codes."""
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"video has shape {tuple(video.shape)}; wanted (B, 3, T, H, W)")
         self.latent_shape(*video.shape[2:])

@@ -58,7 +58,6 @@ class LookupFreeQuantizer(nn.Module):
         return latents >= 0
 
     def forward(self, latents: Tensor) -> Quantized:
-        latents = latents.float()
         codes = torch.where(self.positive(latents), 1.0, -1.0)
         position, mean = entropies(latents, self.temperature, self.epsilon)
         return Quantized(
