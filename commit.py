@@ -6,18 +6,17 @@ Shapes  video (B, 3, T, H, W), task
           -> make_condition  -> condition video (B, 3, T, H, W), valid (T, H, W), True = given
           -> tokenizer       -> condition tokens (B, N)
           -> is_padding      -> is_pad (t, h, w), True = nothing given in this supervoxel
-        scores (B, N), ratio (B,) -> cutoff_score -> cutoff (B,)
+        scores (B, N), count (B,) -> cutoff_score -> cutoff (B,)
         tokens, condition tokens, is_pad, scores, cutoff -> commit_mask, Eq. (2) -> (B, N)
-        logits (B, N, K) of the transformer -> commit_loss, Eq. (3)-(4)
+        cross-entropy of each token (B, N) -> commit_loss, Eq. (3)-(4)
 
-Read    commit_mask and commit_loss first: they are the paper. Then cutoff_score, mask_ratio;
-        then TASKS with its regions and paddings, make_condition, is_padding.
+Read    commit_mask and commit_loss first: they are the paper. Then mask_ratio, num_masked,
+        cutoff_score; then TASKS with its regions and paddings, make_condition, is_padding.
 
-Not here: the networks; which task a training step draws (training/tokens.py); decoding, the other
-        user of Eq. (2) (decode.py).
+Not here: the transformer and its cross-entropy (transformer.py), the training step (steps.py),
+        decoding, which uses Eq. (2) too (decode.py).
 
 Run:    python commit.py          the ten tasks as a table
-        python figures.py tasks   Fig. 2: the tasks, their conditions, Eq. (2)
 """
 from __future__ import annotations
 
@@ -26,7 +25,6 @@ from dataclasses import dataclass
 from typing import Callable, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -38,8 +36,10 @@ def commit_mask(tokens: Tensor, condition_tokens: Tensor, is_pad: Tensor, scores
                 cutoff: Tensor, mask_id: int) -> Tensor:
     """Eq. (2): the corrupted sequence z-bar = m(z | z-tilde).
 
-    tokens z, condition_tokens z-tilde (B, N); is_pad (N,) or (B, N), True where the supervoxel
-    holds only padding; scores s (B, N), cutoff s* (B,). Returns (B, N) with ids and mask_id.
+    tokens x (B, N): the clip's own tokens z in training, the best guess z-hat so far in decoding.
+    condition_tokens z-tilde (B, N). is_pad (N,) or (B, N), True where the supervoxel holds only
+    padding; (N,) is enough, since all examples of a step have one task. scores s (B, N), cutoff
+    s* (B,). Returns (B, N) with ids and mask_id.
 
         m_i(x | z-tilde_i)  =  z-tilde_i    if s_i <= s*  and  not ispad(z-tilde_i)
                                [MASK]       if s_i <= s*  and      ispad(z-tilde_i)
@@ -60,45 +60,19 @@ class CommitLoss(NamedTuple):
     reconstruct: Tensor     # z-bar_i = z_i       : copy what is shown
 
 
-def commit_loss(logits: Tensor, tokens: Tensor, is_pad: Tensor, scores: Tensor, cutoff: Tensor,
-                label_smoothing: float = 1e-4,
+def commit_loss(losses: Tensor, is_pad: Tensor, scores: Tensor, cutoff: Tensor,
                 weights: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> CommitLoss:
     """Eq. (3)-(4): -log p(z_i | rho, c, z-bar) at every i, in the three parts of Eq. (2).
 
-    logits (B, N, K), tokens z (B, N) the ground truth; is_pad, scores, cutoff as in commit_mask.
-    The paper prints a sum over i; this is the mean, which keeps the learning rate's meaning at
-    any N (official). label_smoothing is App. B.2's. weights (refine, mask, reconstruct) scale
-    the parts: zeros give the rows of Table 5.
+    losses (B, N): that cross-entropy of each token (MaskedTransformer.cross_entropy); is_pad,
+    scores, cutoff as in commit_mask. The paper prints a sum over i; this is the mean, which keeps
+    the learning rate's meaning at any N (official). weights (refine, mask, reconstruct) scale the
+    parts: zeros give the rows of Table 5.
     """
-    loss = token_cross_entropy(logits, tokens, label_smoothing)                   # (B, N)
     masked = scores <= cutoff[:, None]
     cases = (masked & ~is_pad, masked & is_pad, ~masked)       # the lines of Eq. (2), in order
-    parts = [weight * (loss * case).mean() for weight, case in zip(weights, cases)]
+    parts = [weight * (losses * case).mean() for weight, case in zip(weights, cases)]
     return CommitLoss(sum(parts), *parts)
-
-
-def token_cross_entropy(logits: Tensor, tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """-log p(z_i) per token (B, N), in float32. Smoothing mixes the target with the uniform."""
-    loss = F.cross_entropy(rearrange(logits.float(), "b n ... k -> b k n ..."),
-                           digits_of(tokens, logits), reduction="none",
-                           label_smoothing=label_smoothing)
-    return loss.view(*tokens.shape, -1).sum(-1)
-
-
-def digits_of(tokens: Tensor, logits: Tensor) -> Tensor:
-    """What logits predict of codes (B, N): with logits (B, N, K) the codes themselves; with those
-    of factors (B, N, factors, K_f) a code's digits in base K_f, lowest first (magvit2/)."""
-    base, digits = logits.shape[-1], []
-    for _ in range(math.prod(logits.shape[2:-1]) - 1):
-        digits.append(tokens % base)
-        tokens = tokens // base
-    return torch.stack([*digits, tokens], dim=-1).view(logits.shape[:-1])
-
-
-def codes_of(digits: Tensor, base: int) -> Tensor:
-    """The codes (B, N) of what logits predict; the inverse of digits_of."""
-    digits = digits.flatten(2) if digits.ndim > 2 else digits[..., None]
-    return (digits * base ** torch.arange(digits.shape[-1], device=digits.device)).sum(-1)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -107,41 +81,22 @@ def codes_of(digits: Tensor, base: int) -> Tensor:
 def mask_ratio(r: Tensor, schedule: str = "cosine", num_tokens: int = 1024) -> Tensor:
     """gamma(r) for r in [0, 1], elementwise, in [1e-6, 1]: 1 masks all, falling to none.
 
-    schedule: "cosine" (the default of App. B.2 and B.3), "uniform" (a straight line; Kinetics),
-    "exp" (slow start, steep end; BAIR), "log", "pow2" and other powers, or "poly:a,b,c" with
-    coefficients of falling powers, as in the official code. num_tokens shapes "exp" and "log".
+    schedule: "cosine" (the default of App. B.2 and B.3), "uniform" (a straight line; Kinetics) or
+    "exp" (slow start, steep end; BAIR), which depends on num_tokens (official).
     """
-    bits = math.log2(num_tokens)
     if schedule == "cosine":
         ratio = torch.cos(r * (math.pi / 2))
     elif schedule == "uniform":
         ratio = 1 - r
     elif schedule == "exp":
-        ratio = 1 - torch.exp2(bits * (r - 1))
-    elif schedule == "log":
-        ratio = -torch.log2(r) / bits
-    elif schedule.startswith("pow"):
-        ratio = 1 - r ** _numbers(schedule, "pow")[0]
-    elif schedule.startswith("poly:"):
-        ratio = torch.zeros_like(r)
-        for coefficient in _numbers(schedule, "poly:"):
-            ratio = ratio * r + coefficient
+        ratio = 1 - torch.exp2(math.log2(num_tokens) * (r - 1))
     else:
-        raise ValueError(f"mask schedule {schedule!r} is unknown; choose cosine, uniform, exp, "
-                         "log, pow<exponent> or poly:<coefficients>")
+        raise ValueError(f"mask schedule {schedule!r} is unknown; choose cosine, uniform or exp")
     return ratio.clamp(1e-6, 1.0)
 
 
-def _numbers(schedule: str, name: str) -> list[float]:
-    try:
-        return [float(number) for number in schedule.removeprefix(name).split(",")]
-    except ValueError:
-        raise ValueError(f"mask schedule {schedule!r}; wanted {name} followed by a number, "
-                         f"for example {name}2") from None
-
-
-def num_masked(ratio: Tensor, num_tokens: int | Tensor) -> Tensor:
-    """ceil(ratio * N), at least 1: how many tokens are masked at a mask ratio (Sec. 2).
+def num_masked(ratio: Tensor, num_tokens: int) -> Tensor:
+    """ceil(ratio * N), at least 1: how many tokens are masked at a mask ratio (Sec. 2); int64.
 
     The product is rounded at 1e-3 first, so that a half computed as 0.50000006 stays a half.
     """
@@ -149,13 +104,12 @@ def num_masked(ratio: Tensor, num_tokens: int | Tensor) -> Tensor:
     return exact.ceil().long().clamp(min=1)
 
 
-def cutoff_score(scores: Tensor, ratio: Tensor) -> Tensor:
-    """s*, the ceil(ratio * N)-th smallest of scores (B, N) for ratio (B,) in [0, 1] -> (B,).
+def cutoff_score(scores: Tensor, count: Tensor) -> Tensor:
+    """s*, the count-th smallest score: scores (B, N), count (B,) int64 in [1, N] -> (B,).
 
-    In training each token draws a uniform score, so that "at most the cut-off" picks
-    ceil(ratio * N) tokens at random; in decoding the scores are confidences.
+    In training each token draws a uniform score, so that "at most the cut-off" picks that many
+    tokens at random; in decoding the scores are confidences.
     """
-    count = num_masked(ratio, scores.shape[1])
     return scores.sort(dim=1).values.gather(1, count[:, None] - 1)[:, 0]
 
 
@@ -243,7 +197,7 @@ class Task:
 
     @property
     def needs_classes(self) -> bool:
-        """Whether nothing is left of it without classes; CG is unconditional generation then."""
+        """True if the task makes no sense without classes: CFP. (CG is then unconditional.)"""
         return self.class_conditional and self.region is not nothing
 
 
@@ -260,19 +214,21 @@ TASKS = {
     "CFP": Task("class-conditional frame prediction", first_frames, edge_padding,
                 counts_frames=True, class_conditional=True),
 }
-# The paper's sets (Sec. 4.4), as names: a task that is added to TASKS joins neither of them.
+# The paper's sets of tasks (Sec. 4.4).
 MT8 = ("FP", "FI", "OPC", "OPV", "OPH", "OPD", "IPC", "IPD")
 MT10 = (*MT8, "CG", "CFP")
 
 
 def task_index(task: str, prompts: tuple[str, ...] = MT10) -> int:
-    """Which of a model's prompts is the task's. prompts: their tasks in order (App. B.2's ten).
+    """Which of a model's prompts belongs to the task.
 
-    ValueError for a name not in TASKS, and for a task that the model has no prompt for.
+    prompts: the tasks of the model's prompts, in order (TransformerConfig.tasks). A model without
+    prompts ignores the index: 0. ValueError for a name that is not in TASKS, and for a task that
+    the model has no prompt for.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; choose from {' '.join(TASKS)}")
-    if not prompts:                          # such a model has no prompt, and is not asked for any
+    if not prompts:
         return 0
     if task not in prompts:
         raise ValueError(f"this model has no prompt for {task}; it was trained with prompts for "
@@ -299,27 +255,28 @@ def make_condition(video: Tensor, task: str, condition_frames: int = 1) -> tuple
     return TASKS[task].padding(video, valid), valid
 
 
-def is_padding(valid: Tensor, latent_shape: tuple[int, int, int], lead: int = 0) -> Tensor:
-    """ispad: valid (T, H, W) -> (t, h, w) bool, True where the supervoxel is only padding.
-
-    lead: frames that the first supervoxel lacks, as a causal tokenizer's does (magvit2/); else 0.
-    """
+def is_padding(valid: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
+    """ispad: valid (T, H, W) -> (t, h, w) bool, True where the supervoxel is only padding."""
     t, h, w = latent_shape
-    valid = torch.cat([valid[:1].expand(lead, -1, -1), valid])
     return ~rearrange(valid, "(t a) (h b) (w c) -> t h w (a b c)", t=t, h=h, w=w).any(-1)
 
 
 @torch.no_grad()
 def tokenize_condition(tokenizer: nn.Module, video: Tensor, task: str, condition_frames: int = 1
                        ) -> tuple[Tensor, Tensor]:
-    """z-tilde and ispad of a task: video (B, 3, T, H, W) -> tokens (B, N), is_pad (N,)."""
+    """z-tilde and ispad of a task: video (B, 3, T, H, W) -> tokens (B, N), is_pad (N,).
+
+    A tokenizer whose first latent stands for fewer frames than the others says how many it lacks,
+    as `lead`; the first frame is counted that often more. 3D-VQ lacks none.
+    """
     condition, valid = make_condition(video, task, condition_frames)
-    if TASKS[task].region is nothing:                    # CG: the same padding for every clip
+    if TASKS[task].region is nothing:                 # CG: black for every clip, so encoded once
         condition = condition[:1]
     tokens = rearrange(tokenizer.encode(condition), "b t h w -> b (t h w)")
-    tokens = tokens.expand(len(video), -1).contiguous()
-    shape, lead = tokenizer.latent_shape(*video.shape[2:]), getattr(tokenizer, "lead", 0)
-    return tokens, is_padding(valid, shape, lead).flatten()
+    lead = getattr(tokenizer, "lead", 0)
+    valid = torch.cat([valid[:1].expand(lead, -1, -1), valid])
+    is_pad = is_padding(valid, tokenizer.latent_shape(*video.shape[2:])).flatten()
+    return tokens.expand(len(video), -1).contiguous(), is_pad
 
 
 # ---------------------------------------------------------------------------------------------

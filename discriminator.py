@@ -1,4 +1,4 @@
-"""The adversary: a StyleGAN discriminator inflated to 3D, and the losses it lives by.
+"""The adversary: a StyleGAN discriminator inflated to 3D, and its losses.
 
 Paper   Sec. 3.1 Training (StyleGAN discriminator in 3D, LeCam), App. A.1, App. B.2 (sizes,
         non-saturating loss, R1 with cost 10)
@@ -6,18 +6,17 @@ Paper   Sec. 3.1 Training (StyleGAN discriminator in 3D, LeCam), App. A.1, App. 
 Shapes  video (B, 3, T, H, W) -> logits (B,): how real the clip looks (2D: (B, T), per frame)
         At 128 px: 16x128x128 -> 8x64x64 -> 4x32x32 -> 2x16x16 -> 1x8x8 -> 1x4x4 -> a number.
 
-Read    DiscriminatorConfig, DiscriminatorBlock, Discriminator3d, Discriminator2d; then the
-        statements about logits: generator_loss, discriminator_loss, r1_penalty, LeCam.
+Read    DiscriminatorConfig, DiscriminatorBlock, Discriminator3d, Discriminator2d; then the losses:
+        generator_loss, discriminator_loss, r1_penalty, LeCam.
 
 Not here: who is updated with what, and the weights of the terms (steps.py, tokenizer_step).
 
 Run:    python discriminator.py      parameter counts, beside the paper's
-        python figures.py gradients  where each loss's gradient goes
 """
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +34,21 @@ class DiscriminatorConfig:
     channel_multipliers: tuple[int, ...] = (2, 4, 4, 4, 4)        # App. B.2; (2, 4, 4, 4) at 64 px
     resolution: tuple[int, int, int] = (16, 128, 128)             # T, H, W: sizes the dense layer
     kernel: tuple[int, int, int] = (3, 3, 3)                      # (1, 3, 3) makes it 2D
+
+    def build(self) -> Discriminator3d:
+        return Discriminator3d(self)
+
+    def image_twin(self) -> ImageDiscriminatorConfig:
+        """The 2D discriminator of the same sizes."""
+        return ImageDiscriminatorConfig(**vars(self) | dict(kernel=(1, 3, 3)))
+
+
+@dataclass(frozen=True)
+class ImageDiscriminatorConfig(DiscriminatorConfig):
+    """Sizes of a 2D discriminator; DiscriminatorConfig.image_twin makes one."""
+
+    def build(self) -> Discriminator2d:
+        return Discriminator2d(self)
 
 
 _64px = dict(channel_multipliers=(2, 4, 4, 4), resolution=(16, 64, 64))
@@ -117,8 +131,7 @@ class Discriminator3d(nn.Module):
         return self._logits(video)
 
     def _logits(self, video: Tensor) -> Tensor:
-        # Not in bfloat16, for R1's sake. On CPUs also because there, where a convolution pads two
-        # frames, oneDNN returns a kernel's gradient of whatever was in memory (torch 2.13).
+        # In float32: R1 differentiates twice, for which bfloat16 is too coarse.
         with torch.autocast(video.device.type, enabled=False):
             x = F.leaky_relu(self.conv_in(channels_last(video)), 0.2)
             x = F.leaky_relu(self.conv_out(self.blocks(x)), 0.2)
@@ -130,7 +143,7 @@ class Discriminator2d(Discriminator3d):
     """The 2D twin: 1x3x3 kernels, each frame alone. video (B, 3, T, H, W) -> logits (B, T)."""
 
     def __init__(self, config: DiscriminatorConfig):
-        super().__init__(replace(config, kernel=(1, 3, 3)))
+        super().__init__(config.image_twin())
 
     def forward(self, video: Tensor) -> Tensor:
         logits = self._logits(rearrange(video, "b c t h w -> (b t) c 1 h w"))
@@ -138,7 +151,7 @@ class Discriminator2d(Discriminator3d):
 
 
 # ---------------------------------------------------------------------------------------------
-# Losses: all take logits of whole batches and return a number
+# Losses: each takes the logits of a whole batch and returns a number
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
     """Non-saturating: -log sigmoid(D(fake)) (App. B.2)."""
@@ -161,13 +174,13 @@ def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
 
 
 class LeCam(nn.Module):
-    """LeCam regularization (Sec. 3.1): keep D near the running averages of its own verdicts.
+    """LeCam regularization (Sec. 3.1): keep D near the running averages of its own outputs.
 
         relu(mean D(real) - average of D(fake))^2 + relu(average of D(real) - mean D(fake))^2
 
     The averages decay by 0.999 a step from 0, without bias correction, and carry no gradient.
-    `forward` reads them; `update` moves them, after the loss was taken (official). Arguments
-    are means of logits: over all processes, so that one process computes the same (ours).
+    `forward` reads them; `update` moves them, after the loss was taken (official). Both take means
+    of logits over all processes, so that one process and many compute the same (ours).
     """
 
     def __init__(self, decay: float = 0.999):
@@ -192,8 +205,8 @@ def main() -> None:
     print(f"{'size':8} {'3D':>12} {'2D':>12}   (the paper: 15 M and 61 M)")
     for name, config in DISCRIMINATORS.items():
         with torch.device("meta"):
-            counts = [sum(p.numel() for p in network(config).parameters())
-                      for network in (Discriminator3d, Discriminator2d)]
+            counts = [sum(p.numel() for p in size.build().parameters())
+                      for size in (config, config.image_twin())]
         print(f"{name:8} {counts[0]:>12,} {counts[1]:>12,}")
 
 

@@ -14,7 +14,7 @@ Run:    python tokenizer.py        parameters and tokens of every size, beside t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -38,9 +38,6 @@ class TokenizerConfig:
     kernel: tuple[int, int, int] = (3, 3, 3)                         # (1, 3, 3) makes it 2D
     norm_groups: int = 32                                            # official
     entropy_temperature: float = 0.01                                # official
-    # Of fresh weights alone: residual branches (1 official, 0 learns faster) and latents.
-    residual_gain: float = field(default=1.0, metadata=dict(may_change=True))
-    latent_gain: float = field(default=1.0, metadata=dict(may_change=True))
 
     def __post_init__(self):
         if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
@@ -48,6 +45,14 @@ class TokenizerConfig:
                              f"give {len(self.channel_multipliers) - 1}, one between two stages")
         if self.padding not in ("reflect", "zeros"):
             raise ValueError(f"padding is {self.padding!r}; choose 'reflect' or 'zeros'")
+
+    def build(self) -> VideoTokenizer:
+        return VideoTokenizer(self)
+
+    def image_twin(self) -> ImageTokenizerConfig:
+        """The 2D-VQ of the same sizes: 1x3x3 kernels, and time is never pooled."""
+        flat = dict(kernel=(1, 3, 3), temporal_downsample=(False,) * len(self.temporal_downsample))
+        return ImageTokenizerConfig(**vars(self) | flat)
 
     @property
     def strides(self) -> list[tuple[int, int, int]]:
@@ -60,15 +65,22 @@ class TokenizerConfig:
         return [self.base_channels * m for m in self.channel_multipliers]
 
 
+@dataclass(frozen=True)
+class ImageTokenizerConfig(TokenizerConfig):
+    """Sizes of a 2D-VQ; TokenizerConfig.image_twin makes one."""
+
+    def build(self) -> ImageTokenizer:
+        return ImageTokenizer(self)
+
+
 _64px = dict(channel_multipliers=(1, 2, 4), temporal_downsample=(True, True))
-_small = dict(base_channels=16, num_res_blocks=1, embedding_dim=32, norm_groups=4,
-              residual_gain=0.0, latent_gain=0.2)
+_small = dict(base_channels=16, num_res_blocks=1, embedding_dim=32, norm_groups=4)
 TOKENIZERS = {
     "B": TokenizerConfig(),
     "L": TokenizerConfig(base_channels=128),
     "B-64px": TokenizerConfig(**_64px),
     "L-64px": TokenizerConfig(base_channels=128, **_64px),
-    # Ours: at a size that a laptop trains, in minutes and, for real clips, in an hour.
+    # Ours: a laptop trains "toy" in minutes and, on real videos, "clips" in an hour.
     "toy": TokenizerConfig(channel_multipliers=(1, 1, 2, 2), codebook_size=128, **_small),
     "clips": TokenizerConfig(channel_multipliers=(1, 1, 2), temporal_downsample=(True, False),
                              **_small),
@@ -79,7 +91,8 @@ TOKENIZERS = {
 # Blocks (App. A.1, Fig. 1b)
 
 def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last_3d)    # twice as fast; decided here alone
+    """The layout in memory in which 3D convolutions are twice as fast; the values are the same."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def conv(channels_in: int, channels_out: int, config: TokenizerConfig, *,
@@ -113,21 +126,9 @@ class ResidualBlock(nn.Module):
             NormSwish(channels_out, config), conv(channels_out, channels_out, config, bias=False))
         self.skip = (nn.Identity() if channels_in == channels_out else
                      conv(channels_in, channels_out, config, kernel=(1, 1, 1), bias=False))
-        self.main[-1].weight.data.mul_(config.residual_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.skip(x) + self.main(x)
-
-
-class AveragePool(nn.AvgPool3d):
-    """Average pooling (App. A.1); on CPUs, without gradient, the same to the bit but faster."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            return super().forward(x)
-        t, h, w = self.kernel_size       # PyTorch adds in this order, too, but reorders x for it
-        pixels = (x[:, :, i::t, j::h, k::w] for i in range(t) for j in range(h) for k in range(w))
-        return (sum(pixels, torch.zeros(1)) / (t * h * w)).contiguous()    # as PyTorch leaves it
 
 
 class Upsample(nn.Module):
@@ -135,7 +136,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, stride: tuple[int, int, int], config: TokenizerConfig):
         super().__init__()
-        self.stride, self.growth = stride, math.prod(stride)
+        self.stride = stride
         self.conv = conv(channels, channels, config, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,11 +151,7 @@ class Layers(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         again = self.recompute and torch.is_grad_enabled()
         for layer in self:
-            # GPUs pad and resize fewer than 2^31 elements at once: many clips take turns.
-            clips = max(1, 2**29 // (x[0].numel() * getattr(layer, "growth", 1)))
-            parts = [checkpoint(layer, part, use_reentrant=False) if again else layer(part)
-                     for part in x.split(clips)]
-            x = parts[0] if len(parts) == 1 else torch.cat(parts)
+            x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
         return x
 
 
@@ -177,12 +174,11 @@ class Encoder(Layers):
                 layers.append(ResidualBlock(channels, width, config))
                 channels = width
             if stride is not None:                  # pooled, not a strided convolution (App. A.1)
-                layers.append(AveragePool(stride))
+                layers.append(nn.AvgPool3d(stride))
         layers += [ResidualBlock(channels, channels, config) for _ in range(config.num_res_blocks)]
         layers += [NormSwish(channels, config),
                    conv(channels, config.embedding_dim, config, kernel=(1, 1, 1), bias=True)]
         super().__init__(*layers)
-        self[-1].weight.data.mul_(config.latent_gain)
 
 
 class Decoder(Layers):
@@ -311,20 +307,30 @@ class VideoTokenizer(nn.Module):
         return T // factors[0], H // factors[1], W // factors[2]
 
     def latents(self, video: Tensor) -> Tensor:
-        """video (B, 3, T, H, W) in [0, 1] -> float32 latents (B, D, t, h, w), not yet codes."""
-        if video.ndim != 5 or video.shape[1] != 3:
-            raise ValueError(f"video has shape {tuple(video.shape)}; wanted (B, 3, T, H, W)")
+        """video (B, 3, T, H, W) in [0, 1] -> float32 latents (B, D, t, h, w), not yet codes.
+
+        ValueError where the shape or the dtype is another. Values are not looked at: encode does.
+        """
+        if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
+            raise ValueError(f"video is {video.dtype} {tuple(video.shape)}; wanted floats "
+                             "(B, 3, T, H, W) in [0, 1]")
         self.latent_shape(*video.shape[2:])
         return self._run(self.encoder, video)
 
     def forward(self, video: Tensor) -> TokenizerOutput:
         """One training pass. video (B, 3, T, H, W) in [0, 1]."""
         quantized = self.quantizer(self.latents(video))
-        return TokenizerOutput(self._run(self.decoder, quantized.embeddings), *quantized[1:])
+        reconstruction = self._run(self.decoder, quantized.embeddings)
+        return TokenizerOutput(reconstruction, quantized.tokens, quantized.commitment_loss,
+                               quantized.codebook_loss, quantized.entropy_loss)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """f_T: video (B, 3, T, H, W) in [0, 1] -> tokens (B, t, h, w), without gradient."""
+        """f_T: video (B, 3, T, H, W) in [0, 1] -> tokens (B, t, h, w), without gradient.
+
+        ValueError where pixels are outside of [0, 1] by more than a sixteenth, or not floats.
+        """
+        refuse_other_pixels(video)
         return self.quantizer.tokens(self.latents(video))
 
     def decode(self, tokens: Tensor) -> Tensor:
@@ -335,24 +341,30 @@ class VideoTokenizer(nn.Module):
         return self._run(self.decoder, self.quantizer.lookup(tokens))
 
     def _run(self, network: Layers, x: Tensor) -> Tensor:
-        faulty = getattr(self.config, "padding", "") == "zeros"      # of oneDNN: discriminator.py
-        with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu") and not faulty):
-            return network(channels_last(x)).float()
+        return network(channels_last(x)).float()
 
 
 class ImageTokenizer(VideoTokenizer):
     """2D-VQ: the same networks with 1x3x3 kernels and no pooling of time, each frame alone.
 
     Videos are (B, 3, T, H, W) here, too, an image has T = 1, and tokens are (B, T, h, w).
+    config may also be that of the 3D-VQ.
     """
 
     def __init__(self, config: TokenizerConfig):
-        super().__init__(replace(config, kernel=(1, 3, 3), temporal_downsample=(False,) * (
-            len(config.channel_multipliers) - 1)))
+        super().__init__(config.image_twin())
 
     def _run(self, network: Layers, x: Tensor) -> Tensor:
         frames = super()._run(network, rearrange(x, "b c t h w -> (b t) c 1 h w"))
         return rearrange(frames, "(b t) c 1 h w -> b c t h w", b=len(x))
+
+
+def refuse_other_pixels(video: Tensor) -> None:
+    """ValueError where pixels are not floats in [0, 1], with a sixteenth of slack for resampling."""
+    low, high = (float(value) for value in video.aminmax())
+    if not (video.is_floating_point() and low >= -1 / 16 and high <= 1 + 1 / 16):
+        raise ValueError(f"pixels are {video.dtype} from {low:.4g} to {high:.4g}; wanted floats in "
+                         "[0, 1]: divide bytes by 255, or map [-1, 1] with (x + 1) / 2")
 
 
 def inflate(image_state: dict[str, Tensor], video_network: nn.Module,
@@ -361,24 +373,22 @@ def inflate(image_state: dict[str, Tensor], video_network: nn.Module,
 
     Layers of equal shape are copied. A 2D kernel becomes, with k the length of the new time axis:
       "central"   the middle slice of a kernel of zeros, so at first each frame is alone;
-      "last"      the last one: the present of a kernel that sees no later frame (MAGVIT-v2, A.1);
       "average"   k copies divided by k, so at first frames are blurred together.
-    Layers whose channels become frames (magvit2/) start with the same channels for each frame.
     """
-    if mode not in ("central", "last", "average"):
-        raise ValueError(f"inflation {mode!r}; choose 'central', 'average', or 'last' (magvit2/)")
+    if mode not in ("central", "average"):
+        raise ValueError(f"inflation {mode!r}; choose 'central' or 'average'")
     inflated = {}
     for name, target in video_network.state_dict().items():
         source = image_state.get(name, torch.empty(0))
-        source = torch.cat([source] * max(1, len(target) // max(1, len(source))))
         if source.shape == target.shape:
             inflated[name] = source
         elif source.ndim == target.ndim == 5 and source[:, :, 0].shape == target[:, :, 0].shape:
-            length, inflated[name] = target.shape[2], torch.zeros_like(target)
+            length = target.shape[2]
             if mode == "average":
-                inflated[name][:] = source / length
+                inflated[name] = (source / length).expand_as(target)
             else:
-                inflated[name][:, :, length // 2 if mode == "central" else -1] = source[:, :, 0]
+                inflated[name] = torch.zeros_like(target)
+                inflated[name][:, :, length // 2] = source[:, :, 0]
         else:
             raise ValueError(f"{name} is {tuple(target.shape)} in 3D and " + (
                 f"{tuple(source.shape)} in 2D: give both networks the same sizes"
@@ -391,7 +401,7 @@ def main() -> None:
     print("size            3D-VQ        2D-VQ   16x128x128 ->   (the paper: 41 M, 158 M and 53 M)")
     for name, config in TOKENIZERS.items():
         with torch.device("meta"):
-            networks = VideoTokenizer(config), ImageTokenizer(config)
+            networks = config.build(), config.image_twin().build()
         print(f"{name:8}", *(f"{sum(p.numel() for p in network.parameters()):>12,}"
                              for network in networks), " ", networks[0].latent_shape(16, 128, 128))
 

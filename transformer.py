@@ -9,12 +9,12 @@ Shapes  tokens (B, N) with [MASK], task (B,), label (B,)
         The vocabulary, in this order (App. A.2 leaves it open; official):
           0 .. K-1                visual codes
           K .. K+C-1, then K+C    class labels, then "no class"
-          num_tasks prompts       one per task (paper; the official code shares some)
+          one prompt per task     (paper; the official code shares some)
           the last id             [MASK]
 
 Read    TransformerConfig, Attention, Block, MaskedTransformer.
 
-Not here: what is masked and why (commit.py), decoding (decode.py), the loss (commit.py).
+Not here: what is masked and why, and the parts of the loss (commit.py); decoding (decode.py).
 
 Run:    python transformer.py      the sizes beside Table 1 of the appendix
 """
@@ -44,29 +44,26 @@ class TransformerConfig:
     codebook_size: int = 1024            # K, the tokenizer's
     num_tokens: int = 1024               # N = t*h*w, the tokenizer's
     num_classes: int = 0                 # C, the data set's
-    num_tasks: int = 10                  # prompts; 0: no prompt, as in official one-task models
-    task_names: tuple[str, ...] = ()     # of the prompts, in order; (): the paper's ten, MT10
+    tasks: tuple[str, ...] = MT10        # each has a prompt, in this order; (): no prompt at all
+    grid: tuple[int, ...] = ()           # (t, h, w) of the tokens it was trained on, where known
+    trained_tasks: tuple[str, ...] = ()  # those of the tasks that were trained, where known
     initial_deviation: float = 0.02      # of matrices and embeddings; official
 
-    def __post_init__(self):
-        if self.task_names and len(self.task_names) != self.num_tasks:
-            raise ValueError(f"{len(self.task_names)} task_names for {self.num_tasks} prompts; "
-                             "give one a prompt, or none")
+    def build(self) -> MaskedTransformer:
+        return MaskedTransformer(self)
 
     @property
     def vocabulary_size(self) -> int:
         """K codes + C classes + "no class" + prompts + [MASK]."""
-        return self.codebook_size + self.num_classes + 1 + self.num_tasks + 1
-
-    @property
-    def table_size(self) -> int:
-        """Rows of the embedding: one for each id, unless a variant spells ids out (magvit2/)."""
-        return self.vocabulary_size
+        return self.codebook_size + self.num_classes + 1 + len(self.tasks) + 1
 
     @property
     def sequence_length(self) -> int:
-        """1 prompt + 1 class token + N visual tokens: 1026 at full size (Sec. 4.1)."""
-        return (self.num_tasks > 0) + 1 + self.num_tokens
+        """1 prompt + 1 class token + N visual tokens: 1026 at full size (Sec. 4.1).
+
+        Official models of a single task have no prompt, and one token less.
+        """
+        return min(1, len(self.tasks)) + 1 + self.num_tokens
 
 
 TRANSFORMERS = {
@@ -95,18 +92,10 @@ class Attention(nn.Module):
                                       "three b heads n d", three=3, heads=self.num_heads)
         return self.out(rearrange(self.attend(query, key, value), "b heads n d -> b n (heads d)"))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """softmax(query key^T / sqrt(d)) value, each (B, heads, n, d); variants override this."""
-        # On CPUs PyTorch's attention is as slow in bfloat16 as in float32 (docs/speed.md). Long
-        # sequences are written out, but in training: n x n weights stay. Autocast would undo both.
-        with torch.autocast("cpu", enabled=False):
-            if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-                if query.shape[2] > 256 and not (causal or self.training):
-                    return torch.stack([(q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v for q, k, v
-                                        in zip(query, key.contiguous(), value.contiguous())])
-                query, key, value = query.float(), key.float(), value.float()
-            return F.scaled_dot_product_attention(query, key, value, is_causal=causal,
-                                                  dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
 
 
 class Block(nn.Module):
@@ -133,13 +122,13 @@ class MaskedTransformer(nn.Module):
     """p_theta(z_i | [rho, c, z-bar]) for all i at once, as logits over the K codes."""
 
     block_type = Block
-    recompute = False                   # each block's activations, in the backward pass
+    recompute = False                   # True: each block's activations, in the backward pass
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = config
         size = config.hidden_size
-        self.token_embedding = nn.Embedding(config.table_size, size)
+        self.token_embedding = nn.Embedding(config.vocabulary_size, size)
         self.position_embedding = nn.Embedding(config.sequence_length, size)
         self.embedding_norm = nn.LayerNorm(size, eps=1e-12)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -147,7 +136,7 @@ class MaskedTransformer(nn.Module):
         # BERT's head: one more dense layer, then the transposed word embedding and a bias.
         self.head = nn.Sequential(nn.Linear(size, size), nn.GELU(approximate="tanh"),
                                   nn.LayerNorm(size, eps=1e-12))
-        self.head_bias = nn.Parameter(torch.zeros(config.table_size))
+        self.head_bias = nn.Parameter(torch.zeros(config.vocabulary_size))
         for module in self.modules():
             initialize(module, config.initial_deviation)
 
@@ -161,18 +150,10 @@ class MaskedTransformer(nn.Module):
         """The label of examples without a class."""
         return self.config.num_classes
 
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """The tasks of the prompts, in order: the paper's ten unless the configuration names some.
-
-        A checkpoint keeps them: a prompt stays with its task whatever commit.TASKS gains later.
-        """
-        return self.config.task_names or MT10[:self.config.num_tasks]
-
     def prefix(self, task: Tensor, label: Tensor) -> Tensor:
-        """[rho, c]: task (B,) in [0, num_tasks), label (B,) in [0, C] -> ids (B, 2)."""
+        """[rho, c]: task (B,) index into config.tasks, label (B,) in [0, C] -> ids (B, 2)."""
         class_id = self.config.codebook_size + label
-        if self.config.num_tasks == 0:
+        if not self.config.tasks:
             return class_id[:, None]
         return torch.stack([self.config.codebook_size + self.no_class + 1 + task, class_id], 1)
 
@@ -184,8 +165,8 @@ class MaskedTransformer(nn.Module):
         """Predict all tokens from the corrupted ones.
 
         tokens (B, N): codes in [0, K) or mask_id, in t, h, w raster order. task (B,): index into
-        `prompts`. label (B,): in [0, C), or no_class. Returns logits (B, N, K): [MASK],
-        classes and prompts are cut off before any softmax, they can never be predicted.
+        config.tasks. label (B,): in [0, C), or no_class. Returns logits (B, N, K): [MASK],
+        classes and prompts are cut off before any softmax, so they can never be predicted.
         """
         x = self.embed(tokens, task, label) + self.position_embedding.weight     # (B, 2 + N, D)
         x = self.dropout(self.embedding_norm(x))
@@ -199,6 +180,24 @@ class MaskedTransformer(nn.Module):
         codes = self.config.codebook_size
         return F.linear(self.head(x), self.token_embedding.weight[:codes], self.head_bias[:codes])
 
+    def cross_entropy(self, logits: Tensor, tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """-log p(z_i) of each token (B, N), in float32: what Eq. (3) sums.
+
+        logits (B, N, K), tokens (B, N). label_smoothing mixes the target with the uniform.
+        """
+        return F.cross_entropy(rearrange(logits.float(), "b n k -> b k n"), tokens,
+                               reduction="none", label_smoothing=label_smoothing)
+
+    def sample(self, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw a code at every i: logits (B, N, K) -> tokens (B, N), their log p (B, N).
+
+        noise (B, N, K): standard Gumbel noise makes argmax(logits + noise) a sample of
+        softmax(logits); zeros take the likeliest code.
+        """
+        tokens = (logits + noise).argmax(-1)
+        log_probability = F.log_softmax(logits, dim=-1).gather(-1, tokens[..., None])[..., 0]
+        return tokens, log_probability
+
 
 def initialize(module: nn.Module, deviation: float) -> None:
     """Normal, cut at two deviations, for matrices and embeddings; zero biases (official)."""
@@ -209,13 +208,13 @@ def initialize(module: nn.Module, deviation: float) -> None:
 
 
 def main() -> None:
-    """Print Table 1 of the appendix beside what these modules count (UCF-101: 101 classes)."""
+    """Table 1 of the appendix beside what these modules count (UCF-101: 101 classes)."""
     paper = {"B": "87 M", "L": "305 M", "H": "634 M"}
     print("size  layers  width  heads    mlp   vocabulary  sequence   parameters  the paper says")
     for name, config in TRANSFORMERS.items():
         config = replace(config, num_classes=16 if name == "toy" else 101)
         with torch.device("meta"):
-            count = sum(p.numel() for p in MaskedTransformer(config).parameters())
+            count = sum(p.numel() for p in config.build().parameters())
         print(f"{name:4} {config.num_layers:7} {config.hidden_size:6} {config.num_heads:6} "
               f"{config.mlp_size:6} {config.vocabulary_size:12} {config.sequence_length:9} "
               f"{count:12,}  {paper.get(name, '')}")
