@@ -111,7 +111,8 @@ def inspect_file(path: str | Path) -> dict:
                 _inspect_video(path, facts)
     except Exception as error:                 # whatever it is: this file is named and left out
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = " ".join(reason.split()).removeprefix(f"{path} cannot be decoded: ")
+        reason = " ".join(reason.split()).removeprefix(f"{path} ")
+        reason = reason.removeprefix("cannot be decoded: ")
         facts["error"] = f"breaks after {facts['frames']} frames ({reason})"
     if not facts["frames"] and not facts["error"]:
         facts["error"] = "holds no frames"
