@@ -1,218 +1,433 @@
-"""Frames out of a video file: from any one on, or only how many there are.
+"""Frames out of one file: the only place where a video, a picture or an array is opened.
 
 Paper   none: App. B.3 takes windows anywhere in a video, and this makes them cheap.
 
-Shapes  a file -> frames, uint8 (H, W, 3), in order, turned upright
+Shapes  a file -> frames, uint8 (H, W, 3), red, green and blue, one at a time: turned and mirrored
+        upright, 8 bits deep, transparent parts on black, with square pixels.
 
-Read    read_window and enter; inspect_video (when a container's own count is trusted); Spacing.
+Read    read_frames; inspect_file, what is known of a file; _frames_from, how one is entered.
 
-Not here: .npy and pictures, and the choice of windows (clips.py); the list of counts (counts.py).
+Not here: folders of frames (files.py), windows, crops and sizes (clips.py).
 
-Run:    python -m data.decoding [FILE]    what is known of a file, and what a window of it costs
+Every fact (how many frames, of what size, at what rate) is taken from what is decoded here. A
+header says how a picture is stored, which is often not how it is shown. Whatever a decoder raises
+becomes a ValueError that names the file.
 """
 from __future__ import annotations
 
-import sys
-import tempfile
-import time
+import functools
 from contextlib import contextmanager
-from itertools import chain, dropwhile, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Iterable, Iterator, NamedTuple
+from typing import Iterable, Iterator
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageOps, ImageSequence
 
-MOST_REORDERED = 16                  # frames by which H.264 and HEVC may be out of order, at most
-STAMPED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")     # each packet says when it is shown
-ENTERED = (*STAMPED, "avi", "m4v")                         # FFmpeg finds the key frames of these
-ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1")        # VP8 and MPEG-4 have packets unseen
+PICTURES = frozenset(".png .jpg .jpeg .jpe .jfif .bmp .ppm .pgm .tif .tiff .webp".split())
+Keys = list[list[int]]                   # [number of a frame, its time stamp], of key frames
+
+STAMPED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # each packet says when it is shown
+ENTERED = (*STAMPED, "mpegts", "flv", "asf", "ogg", "avi", "m4v")
+ONE_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1")     # VP8 and MPEG-4 have packets unseen
+LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+DELAYED = ("gif", "apng")                # a frame lasts as long as its delay says
+STILLS = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+KEYS_APART = 12                          # frames: closer key frames are not noted
+PROBED = 200                             # packets that show which stream moves
+DEFAULT_RATE = 8.0                       # frames a second of what has no rate
 
 
-class Spacing(NamedTuple):
-    """Frame i of a file is shown at first + i * distance, in units of its stream's clock."""
-
-    first: int
-    distance: float
-
-    @classmethod
-    def of(cls, stamps: list[int | None]) -> Spacing | None:
-        """None where frames cannot be told by their stamps: each has to be within a quarter of
-        a distance of its place. Clocks of milliseconds pass, frames left out do not."""
-        if len(stamps) < 2 or None in stamps or stamps[-1] <= stamps[0]:
-            return None
-        distance = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
-        places = stamps[0] + distance * np.arange(len(stamps))
-        if np.abs(np.array(stamps) - places).max() >= distance / 4:
-            return None
-        return cls(stamps[0], distance)
-
-    def place(self, frame: av.VideoFrame) -> float:
-        """Which frame it is: a whole number, but for the clock's rounding; -1 without a stamp."""
-        return -1 if frame.pts is None else (frame.pts - self.first) / self.distance
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Whatever is raised while a file is read becomes a ValueError of one line that names it."""
+    try:
+        yield
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = " ".join(reason.split())
+        said = reason if str(path) in reason else f"{path} cannot be decoded: {reason}"
+        raise ValueError(said) from error
 
 
 # ---------------------------------------------------------------------------------------------
-# Frames
+# Any file
+
+def read_frames(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
+                keys: Keys | None = None) -> Iterator[np.ndarray]:
+    """Frames start, start+stride, ... before stop, uint8 (H, W, 3), as many as there are.
+
+    keys: what inspect_file has found, if it was asked. With them a video is entered at the key
+    frame before `start`; without, its packets are looked through for them first. ValueError, with
+    the file's name, where it cannot be decoded or a frame is of another size than the first.
+    """
+    path = Path(path)
+    with naming(path):
+        if path.suffix.lower() == ".npy":
+            frames = map(np.array, open_array(path)[start:stop:stride])
+        elif is_picture(path) or is_animated_webp(path):
+            frames = islice(_pillow_frames(path), start, stop, stride)
+        else:
+            length = None if stop is None else max(0, stop - start)
+            frames = _pictures(islice(_frames_from(path, start, keys), 0, length, stride))
+        yield from same_size(frames)
+
+
+def same_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames as they are. ValueError at the first whose size is not that of the first."""
+    first = None
+    for number, frame in enumerate(frames):
+        first = first or frame.shape
+        if frame.shape != first:
+            raise ValueError(_size_changes(number, frame.shape[1::-1], first[1::-1]))
+        yield frame
+
+
+def _size_changes(number: int, size: tuple[int, int], first: tuple[int, int]) -> str:
+    return (f"frame {number} is {size[0]}x{size[1]} pixels, the first is {first[0]}x{first[1]}")
+
+
+def inspect_file(path: str | Path) -> dict:
+    """frames, height, width, keys (where it can be entered), and error, "" for a sound file.
+
+    A file is decoded up to its end to count its frames, unless its packets can stand for them
+    (_packet_stamps). The error says after how many frames it breaks, and why.
+    """
+    path = Path(path)
+    facts = dict(frames=0, height=0, width=0, keys=[], error="")
+    try:
+        first = next(read_frames(path, stop=1), None)
+        if first is not None:
+            facts.update(height=first.shape[0], width=first.shape[1])
+            if path.suffix.lower() == ".npy":
+                facts["frames"] = len(open_array(path))
+            elif is_picture(path) or is_animated_webp(path):
+                facts["frames"] = sum(1 for _ in read_frames(path))
+            else:
+                _inspect_video(path, facts)
+    except Exception as error:                 # whatever it is: this file is named and left out
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = " ".join(reason.split()).removeprefix(f"{path} ")
+        reason = reason.removeprefix("cannot be decoded: ")
+        facts["error"] = f"breaks after {facts['frames']} frames ({reason})"
+    if not facts["frames"] and not facts["error"]:
+        facts["error"] = "holds no frames"
+    return facts
+
+
+def frame_rate(path: str | Path) -> float:
+    """Frames a second, as read_frames gives them; 8 where a file has no rate of its own."""
+    path = Path(path)
+    with naming(path):
+        if path.suffix.lower() == ".npy" or is_picture(path):
+            return DEFAULT_RATE
+        if is_animated_webp(path):
+            return 1000 / max(1, _shortest(_webp_delays(path)))
+        with opened(path) as (container, stream):
+            if container.format.name in DELAYED:
+                delays = [packet.duration for packet in container.demux(stream) if packet.size]
+                rate = 1 / (max(1, _shortest(delays)) * stream.time_base)
+            else:
+                rate = stream.average_rate or stream.guessed_rate or 0
+        return float(rate) if 0 < rate <= 1000 else DEFAULT_RATE
+
+
+# ---------------------------------------------------------------------------------------------
+# Arrays and pictures
+
+def open_array(path: Path) -> np.ndarray:
+    """A video as numpy stores it, uint8 (T, H, W, 3), on disk until it is looked at."""
+    with naming(path):
+        video = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(video, np.ndarray):
+            raise ValueError(f"{path} is an archive of arrays (.npz); wanted one array (.npy)")
+        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
+            raise ValueError(f"{path} holds {video.dtype} {video.shape}; wanted uint8 "
+                             "(T, H, W, 3)")
+        return video
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file holds one picture, by its suffix; of .webp, whether nothing moves in it."""
+    suffix = path.suffix.lower()
+    return suffix in PICTURES and (suffix != ".webp" or _webp_kind(path) == "still")
+
+
+def is_animated_webp(path: Path) -> bool:
+    return path.suffix.lower() == ".webp" and _webp_kind(path) == "animated"
+
+
+def _webp_kind(path: Path) -> str:
+    """ "animated" and "still", or "" for a file that only has the name of a WebP."""
+    with open(path, "rb") as file:
+        head = file.read(21)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return ""
+    return "animated" if head[12:16] == b"VP8X" and head[20] & 2 else "still"
+
+
+def _pillow_frames(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a picture file, with those that a delay stands for."""
+    copies = _copies(_webp_delays(path)) if is_animated_webp(path) else [1]
+    with Image.open(path) as file:
+        for picture, times in zip(ImageSequence.Iterator(file), copies):
+            yield from repeat(upright_picture(picture), times)
+
+
+def _webp_delays(path: Path) -> list[int]:
+    """Milliseconds that each frame of an animated WebP is shown."""
+    with Image.open(path) as file:
+        delays = []
+        for picture in ImageSequence.Iterator(file):
+            picture.load()
+            delays.append(picture.info.get("duration", 0))
+        return delays
+
+
+def upright_picture(picture: Image.Image) -> np.ndarray:
+    """What Pillow has opened as uint8 (H, W, 3): as EXIF turns it, 8 bits, alpha on black."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):                   # 16 bits of grey
+        levels = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        grey = ((levels * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of an unknown range; wanted 8 or "
+                         "16 bits")
+    if picture.has_transparency_data:
+        return _on_black(np.asarray(picture.convert("RGBA")))
+    return np.asarray(picture.convert("RGB"))
+
+
+def _on_black(picture: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 4) -> (H, W, 3): each colour as bright as its pixel is opaque."""
+    colours, alpha = picture[..., :3], picture[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(colours)
+    return ((colours.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------
+# Videos
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """A file and its first stream of pictures, which one thread decodes: the caller has others
-    for other files, and a file that is cut in slices is rare."""
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError(f"{path} has no video in it")
-        stream = container.streams.video[0]
+    """A file and its stream of moving pictures. One thread decodes it: the caller has others for
+    other files."""
+    with av.open(str(path), metadata_errors="replace") as container:
+        stream = container.streams[_moving_stream(path, container)]
+        if stream.codec_context is None:
+            raise ValueError(f"{path} cannot be decoded: its codec is unknown")
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
-def decoded(path: str | Path, start: int = 0) -> Iterator[av.VideoFrame]:
-    """Frames from `start` on, one at a time. A file that breaks is a ValueError.
+def _moving_stream(path: str | Path, container: av.container.InputContainer) -> int:
+    """The number of the first video stream that is no still picture, such as a film's cover."""
+    streams = [stream.index for stream in container.streams
+               if stream.type == "video" and not stream.disposition & STILLS]
+    if not streams:
+        raise ValueError(f"{path} has no video in it")
+    if len(streams) == 1:
+        return streams[0]
+    seen = dict.fromkeys(streams, 0)
+    with av.open(str(path), metadata_errors="replace") as probe:
+        for packet in islice(probe.demux(*(probe.streams[each] for each in streams)), PROBED):
+            seen[packet.stream_index] += packet.size > 0
+            if seen[streams[0]] > 1:
+                break
+    return next((each for each in streams if seen[each] > 1), streams[0])
 
-    A file of which nothing is known is entered at the key frame before `start`, where its first
-    two stamps and its rate say where that is: not for files of a changing rate.
+
+def _frames_from(path: Path, start: int, keys: Keys | None
+                 ) -> Iterator[tuple[av.VideoFrame, av.VideoStream]]:
+    """The frames of a video from number `start` on, each with the stream that it is of.
+
+    The file is entered at the last key frame before `start`. Some containers look for the key
+    frame by the time when it is decoded and not shown, and some are not exact: so the stamp that
+    is reached has to be that of the key frame, else the one before it is tried. What is shown
+    after a key frame needs nothing from before it. Where none is reached, or is known, all is
+    decoded from the first frame: the frames are the same, later.
     """
-    count = 0
-    try:
+    if start and keys is None:
         with opened(path) as (container, stream):
-            frames = container.decode(stream)
-            if start:
-                guess = _guess(frames, stream)
-                frames = guess and enter(container, stream, start, guess)
-            for frame in islice(decoded(path), start, None) if frames is None else frames:
-                yield frame
-                count += 1
-    except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be decoded after {count} frames: "
-                         f"{error.strerror}") from None
+            keys = _keys(_packet_stamps(container, stream) or [])
+    before = [key for key in keys or [] if 0 < key[0] <= start]
+    for number, stamp in reversed(before[-2:]):
+        with opened(path) as (container, stream):
+            container.seek(stamp, stream=stream)
+            frames = _from_stamp(_decoded(container, stream), stamp)
+            entered = next(frames, None)
+            if entered is not None:
+                frames = islice(chain([entered], frames), start - number, None)
+                yield from zip(frames, repeat(stream))
+                return
+    with opened(path) as (container, stream):
+        frames = _decoded(container, stream)
+        if container.format.name in DELAYED:
+            frames = _with_copies(path, frames)
+        yield from zip(islice(frames, start, None), repeat(stream))
 
 
-def read_window(path: str | Path, start: int = 0, stop: int | None = None, stride: int = 1,
-                spacing: Spacing | None = None) -> list[np.ndarray]:
-    """Frames start, start+stride, ... before stop, as many of them as there are.
-
-    spacing: what inspect_video found. With it the file is entered at the key frame before the
-    window, and each frame's own stamp is looked at. Where that fails, and without spacing, all is
-    decoded from frame 0: the frames are the same, later.
-    """
-    if spacing is not None and start and stop is not None:
-        try:
-            with opened(path) as (container, stream):
-                entered = enter(container, stream, start, spacing)
-                frames = _numbered(entered or [], range(start, stop), spacing)
-                video = list(pictures(islice(frames, 0, None, stride)))
-        except av.FFmpegError as error:
-            raise ValueError(f"{path} cannot be decoded about frame {start}: "
-                             f"{error.strerror}") from None
-        if len(video) == len(range(start, stop, stride)):
-            return video
-    return list(pictures(islice(decoded(path), start, stop, stride)))
+def _decoded(container: av.container.InputContainer, stream: av.VideoStream
+             ) -> Iterator[av.VideoFrame]:
+    """The frames from where the container stands. WebM keeps transparency beside the picture,
+    where only the decoder of libvpx looks for it."""
+    if stream.metadata.get("alpha_mode") != "1" or stream.codec_context.name not in LIBVPX:
+        yield from container.decode(stream)
+        return
+    decoder = av.CodecContext.create(LIBVPX[stream.codec_context.name], "r")
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet if packet.size else None)
 
 
-def pictures(frames: Iterable[av.VideoFrame]) -> Iterator[np.ndarray]:
-    """Frames as uint8 (H, W, 3), turned upright."""
-    converter = VideoReformatter()        # one for all: a new one costs more than to use it
+def _from_stamp(frames: Iterator[av.VideoFrame], stamp: int) -> Iterator[av.VideoFrame]:
+    """The frames from the whole one of that stamp on; none where it is not reached."""
     for frame in frames:
-        picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        # Phones store a sideways picture and a flag that says how to turn it.
-        yield np.rot90(picture, frame.rotation // 90)
-
-
-def _numbered(frames: Iterable[av.VideoFrame], numbers: range, spacing: Spacing
-              ) -> Iterator[av.VideoFrame]:
-    """The frames as long as each is the one that is expected, and whole."""
-    for number, frame in zip(numbers, frames):
-        if abs(spacing.place(frame) - number) > 0.3 or frame.is_corrupt:
+        if frame.pts is None or frame.pts > stamp or frame.is_corrupt:
             return
-        yield frame
+        if frame.pts == stamp:
+            yield frame
+            break
+    yield from frames
 
 
-def _guess(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Spacing | None:
-    stamps = [frame.pts for frame in islice(frames, 2)]
-    if len(stamps) < 2 or None in stamps or stamps[1] <= stamps[0] or not stream.average_rate:
-        return None
-    distance = stamps[1] - stamps[0]
-    length = 1 / (stream.average_rate * stream.time_base)      # finer than stamps, if it is true
-    return Spacing(stamps[0], float(length) if abs(length - distance) < 1 else distance)
+def _with_copies(path: Path, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """The frames of a GIF, each as often as its delay says."""
+    with opened(path) as (container, stream):
+        delays = [packet.duration or 0 for packet in container.demux(stream) if packet.size]
+    for frame, copies in zip(frames, chain(_copies(delays), repeat(1))):
+        yield from repeat(frame, copies)
 
 
-def enter(container: av.container.InputContainer, stream: av.VideoStream, start: int,
-          spacing: Spacing) -> Iterator[av.VideoFrame] | None:
-    """The frames from `start` on: the file is entered at the key frame before it. What is shown
-    after a key frame needs nothing from before it: a decoder of H.264 keeps back what does.
+def _copies(delays: list[int]) -> list[int]:
+    """How many frames each delay stands for: writers merge equal frames into one long one."""
+    shortest = _shortest(delays)
+    return [max(1, round(delay / shortest)) if shortest else 1 for delay in delays]
 
-    Some containers look for the key frame that is decoded before the moment, not shown before it:
-    then the search begins earlier. None where no key frame is found.
-    """
-    for earlier in (0, MOST_REORDERED):
-        moment = spacing.first + (start - earlier + 0.5) * spacing.distance
-        container.seek(int(moment), stream=stream)
-        frames = container.decode(stream)
-        entered = next(frames, None)
-        if entered is None or not entered.key_frame or entered.pts is None:
-            return None
-        if spacing.place(entered) < start + 0.5:
-            return dropwhile(lambda frame: spacing.place(frame) < start - 0.5,
-                             chain([entered], frames))
-    return None
+
+def _shortest(delays: list[int]) -> float:
+    """The delay of one frame. Delays are whole numbers, so that of 30 frames a second is now 3,
+    now 4 hundredths: those near the shortest are averaged."""
+    known = [delay for delay in delays if delay > 0]
+    near = [delay for delay in known if delay < 1.5 * min(known)]
+    return sum(near) / len(near) if near else 0.0
+
+
+def _pictures(frames: Iterable[tuple[av.VideoFrame, av.VideoStream]]) -> Iterator[np.ndarray]:
+    """Frames as uint8 (H, W, 3), upright, with square pixels, transparent parts on black."""
+    converter = VideoReformatter()        # one for all: a new one costs more than its use
+    for frame, stream in frames:
+        aspect = stream.sample_aspect_ratio or 1
+        width = None if aspect == 1 else max(1, round(frame.width * aspect))
+        pixels = "rgba" if _has_alpha(frame.format.name) else "rgb24"
+        picture = converter.reformat(frame, width=width, format=pixels, threads=1).to_ndarray()
+        if pixels == "rgba":
+            picture = _on_black(picture)
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        yield picture if matrix is None else turned(picture, np.frombuffer(matrix, np.int32))
+
+
+@functools.cache
+def _has_alpha(name: str) -> bool:
+    pixels = av.VideoFormat(name)
+    return pixels.has_palette or any(part.is_alpha for part in pixels.components)
+
+
+def turned(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """(H, W, 3) as a display matrix of nine numbers shows it: x' = m0 x + m3 y, y' = m1 x + m4 y.
+    Phones store a sideways picture and this matrix; front cameras mirror with it. Other angles
+    become the nearest quarter turn."""
+    right, up, across, down = (int(matrix[place]) for place in (0, 1, 3, 4))
+    if abs(up) + abs(across) > abs(right) + abs(down):
+        picture, right, down = picture.swapaxes(0, 1), across, up
+    if right < 0:
+        picture = picture[:, ::-1]
+    return picture[::-1] if down < 0 else picture
 
 
 # ---------------------------------------------------------------------------------------------
-# How many there are
+# How many frames a video has
 
-def inspect_video(path: str | Path, facts: dict) -> None:
-    """Enter the frames, height and width of a file into facts, as far as it can be read, and its
-    Spacing as first and distance, where it has one and can be entered. Errors are the caller's.
-
-    Frames are counted without decoding, a hundred times faster, where the container can be
-    trusted: MP4, MOV, Matroska or WebM with H.264, HEVC, VP9 or AV1, of which each packet is one
-    frame; each with a stamp of its own, none marked as left out or damaged; the first a key frame
-    and shown first, so that no frame waits for one that was cut off; units of H.264 and HEVC as
-    long as they say; and as many as the header says, if it says. So a file that was cut short is
-    found, and damage to the picture is not: who reads that frame sees it. All else (AVI, which
-    keeps no stamps, GIF, MPEG, raw streams) is decoded from end to end.
-    """
+def _inspect_video(path: Path, facts: dict) -> None:
+    """Enter the number of frames and the key frames of a video into facts, as far as it can be
+    read; errors are the caller's."""
     with opened(path) as (container, stream):
-        name, codec = container.format.name, stream.codec_context
-        stamps = None
-        if name in STAMPED and codec.name in ONE_FRAME_A_PACKET and codec.height:
-            stamps = _stamps_of_packets(container, stream)
-        if stamps:
-            facts.update(frames=len(stamps), height=codec.height, width=codec.width)
-    if not stamps:
-        stamps = []
-        with opened(path) as (container, stream):
-            for frame in container.decode(stream):
-                # Where no stamps are stored they count packets, and B frames change places.
-                swapped = frame.pict_type == PictureType.B and name not in STAMPED
-                stamps.append(None if swapped else frame.pts)
-                facts.update(frames=len(stamps), height=frame.height, width=frame.width)
-    spacing = Spacing.of(stamps) if name in ENTERED else None
-    if spacing:
-        facts.update(spacing._asdict())
+        stamps = _packet_stamps(container, stream)
+    if stamps:
+        facts.update(frames=len(stamps), keys=_keys(stamps))
+        return
+    stamps, first = [], None
+    with opened(path) as (container, stream):
+        name = container.format.name
+    for frame, _ in _frames_from(path, 0, None):
+        size = frame.width, frame.height
+        first = first or size
+        if size != first:
+            raise ValueError(_size_changes(facts["frames"], size, first))
+        facts["frames"] += 1
+        # These count packets instead of storing stamps, and B frames change places.
+        swapped = frame.pict_type == PictureType.B and name in ("avi", "m4v")
+        stamps.append((None if swapped else frame.pts, frame.key_frame))
+    if name in ENTERED:
+        facts["keys"] = _keys(stamps)
 
 
-def _stamps_of_packets(container: av.container.InputContainer, stream: av.VideoStream
-                       ) -> list[int] | None:
-    """When each packet is shown, in that order; None where packets cannot stand for frames."""
-    codec, stamps = stream.codec_context, []
+def _keys(stamps: list[tuple[int | None, bool]]) -> Keys:
+    """Number and stamp of key frames; none where stamps do not tell one frame from another."""
+    keys: Keys = []
+    last = None
+    for number, (stamp, key) in enumerate(stamps):
+        if stamp is None or (last is not None and stamp <= last):
+            return []
+        last = stamp
+        if key and (not keys or number - keys[-1][0] >= KEYS_APART):
+            keys.append([number, stamp])
+    return keys
+
+
+def _packet_stamps(container: av.container.InputContainer, stream: av.VideoStream
+                   ) -> list[tuple[int, bool]] | None:
+    """When each packet is shown and whether it is a key frame, in the order in which they are
+    shown; None where packets cannot stand for frames, which then have to be decoded.
+
+    They can, and save a hundred times the time, in MP4, MOV, Matroska and WebM with H.264, HEVC,
+    VP9 or AV1, where each packet is one frame; each has a stamp of its own, and none is marked as
+    left out or damaged; units of H.264 and HEVC are as long as they say; the first is a key frame and shown first, so that no frame waits for one
+    that was cut off; there are as many as the header says, if it says; and the last key frame has
+    the size of the first. So a file that was cut short is noticed. Damage within a picture is
+    not: whoever reads that frame sees it.
+    """
+    codec = stream.codec_context
+    if container.format.name not in STAMPED or codec.name not in ONE_FRAME_A_PACKET:
+        return None
+    stamps, first, last = [], None, None
     try:
         for packet in container.demux(stream):
             if packet.size == 0:                          # the one that says that it was the last
                 continue
             if packet.pts is None or packet.is_discard or packet.is_corrupt:
                 return None
-            if not (stamps or packet.is_keyframe) or not _units_fit(packet, codec):
+            if not _units_fit(packet, codec):
                 return None
-            stamps.append(packet.pts)
+            stamps.append((packet.pts, packet.is_keyframe))
+            first = first or packet
+            last = packet if packet.is_keyframe else last
+        sizes = {(frame.width, frame.height) for packet in (first, last) if packet
+                 for frame in (*codec.decode(packet), *codec.decode(None), codec.flush_buffers())
+                 if frame}
     except av.FFmpegError:                                # decoding will say after which frame
         return None
-    if len(set(stamps)) < len(stamps) or stream.frames not in (0, len(stamps)):
+    numbers = [stamp for stamp, _ in stamps]
+    if not stamps or len(sizes) > 1 or stream.frames not in (0, len(stamps)):
         return None
-    return sorted(stamps) if stamps and stamps[0] == min(stamps) else None
+    if numbers[0] != min(numbers) or not stamps[0][1] or len(set(numbers)) < len(numbers):
+        return None
+    return sorted(stamps)
 
 
 def _units_fit(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
@@ -226,31 +441,3 @@ def _units_fit(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
     while position < len(data):
         position += size + int.from_bytes(data[position:position + size], "big")
     return position == len(data)
-
-
-def main() -> None:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    with tempfile.TemporaryDirectory() as folder:
-        if path is None:
-            path = Path(folder, "made.mp4")
-            with av.open(str(path), "w") as file:
-                stream = file.add_stream("libx264", rate=25, options={"g": "50"})
-                stream.width = stream.height = 128
-                for grey in range(200):
-                    picture = np.full((128, 128, 3), grey, np.uint8)
-                    file.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-                file.mux(stream.encode())
-        facts = dict(frames=0, height=0, width=0, first=None, distance=None)
-        inspect_video(path, facts)
-        print(f"{path.name}: {facts}")
-        spacing = Spacing(facts["first"], facts["distance"]) if facts["distance"] else None
-        start = max(0, facts["frames"] - 16)
-        for how, known in (("from the first frame", None), ("from the key frame before", spacing)):
-            begin = time.perf_counter()
-            video = read_window(path, start, start + 16, spacing=known)
-            print(f"its last {len(video)} frames, decoded {how}: "
-                  f"{1000 * (time.perf_counter() - begin):.1f} ms")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,8 +6,6 @@ Shapes  clip i -> uint8 (T, 32, 32, 3) and a label in 0..15, shape x direction; 
         video (B, 3, T, 32, 32) in [0, 1] -> recognize -> shape (B,), direction (B,)
 
 Read    MovingShapes.clip (how a clip is drawn), MovingShapes.recognize (how it is measured).
-
-Run:    python -m data.moving_shapes     how often the plain rule is right, clean and under noise
 """
 from __future__ import annotations
 
@@ -20,10 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from data.source import ClipSource, load_batch
 
-
-class MovingShapes(ClipSource):
+class MovingShapes:
     """A coloured shape moves over a dark ground, two pixels a frame: `frames` of 32x32.
 
     Drawn, not downloaded. There are 384 clips: 4 shapes, 4 directions, 4 lanes, 2 starts, 3
@@ -122,19 +118,3 @@ class MovingShapes(ClipSource):
         found = score >= 0.6
         travelled = moved.abs().amax(0) >= 8
         return torch.where(found, shape, -1), torch.where(found & travelled, direction, -1)
-
-
-def main() -> None:
-    video, labels = load_batch(MovingShapes("test"), step=0, batch_size=64, seed=0)
-    print("noise   shape right   direction right   both   (64 clips)")
-    for noise in (0.0, 0.05, 0.1, 0.2):
-        generator = torch.Generator().manual_seed(0)
-        noisy = video + noise * torch.randn(video.shape, generator=generator)
-        shape, direction = MovingShapes.recognize(noisy.clamp(0, 1))
-        shape, direction = (shape == labels // 4).float(), (direction == labels % 4).float()
-        print(f"{noise:5.2f} {shape.mean():13.1%} {direction.mean():17.1%}"
-              f" {(shape * direction).mean():6.1%}")
-
-
-if __name__ == "__main__":
-    main()

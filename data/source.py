@@ -1,21 +1,24 @@
-"""What a data set is, and which of its clips make the batch of a step.
+"""What a data set is, which of its clips make the batch of a step, and batches made ahead.
 
 Paper   Sec. 4.1; App. B.3 ("a single data loader")
 
 Shapes  a clip is uint8 (T, H, W, 3) and an int label, as files and pictures hold them;
         a batch is float (B, 3, T, H, W) in [0, 1] and int64 (B,), as networks want them.
+        BatchLoader gives the clips of a batch as uint8 (B, T, H, W, 3), so that bytes and not
+        floats travel to a GPU; to_float makes the batch of them there.
 
-Read    ClipSource, clip_of, load_batch.
+Read    ClipSource, clip_of, load_batch, BatchLoader.
 
-Not here: batches that are prepared while another is learned from (loader.py).
-
-Run:    python -m data.source          the order in which clips are visited
+Not here: clips from files (clips.py), the clips of the toy (moving_shapes.py).
 """
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, Sequence
 
 import numpy as np
 import torch
@@ -25,18 +28,17 @@ from torch import Tensor
 NO_LABEL = -1
 
 
-class ClipSource:
-    """A data set. Training needs the first three, evaluation the others too, which have defaults.
+class ClipSource(Protocol):
+    """A data set: any object with these three. It need not inherit from this class.
 
-    Any subclass can be given to train.train and evaluate.evaluate_protocol in place of a folder.
+    It may also have `held_out`, `parallel`, `spare_frames`, `clip_at` and `fingerprint`; the
+    functions of those names below say what they are, and stand in where they are missing.
     """
 
-    class_names: list[str] = []             # labels are indices into them; none: no classes
-    held_out: ClipSource | None = None      # clips kept from training, which the report shows
-    parallel = False                        # whether several threads may call `clip` at a time
+    class_names: Sequence[str] = ()         # labels are indices into them; none: no classes
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        """How many clips, or videos to cut clips from, there are."""
 
     def clip(self, index: int, random: np.random.Generator | None = None
              ) -> tuple[np.ndarray, int]:
@@ -44,22 +46,45 @@ class ClipSource:
 
         With a generator the window, the crop and the flip may be random; with None the centre.
         """
-        raise NotImplementedError
 
-    def spare_frames(self, index: int) -> int:
-        """How many frames video index is longer than a clip: a clip has one more start."""
-        return 0
 
-    def clip_at(self, index: int, start: int, y: float, x: float) -> tuple[np.ndarray, int]:
-        """The clip of a video from frame `start`, cropped at y, x in [0, 1] of what is spare."""
-        return self.clip(index, None)
+# ---------------------------------------------------------------------------------------------
+# What a data set may have besides
 
-    def fingerprint(self) -> str:
-        """Ten letters that change when the clips do: stored features of others are never used."""
-        shown = range(0, len(self), max(1, len(self) // 8))
-        clips = [self.clip(i, None) for i in shown]
-        return digest([len(self), [[hashlib.sha256(np.ascontiguousarray(frames)).hexdigest(),
-                                    int(label)] for frames, label in clips]])
+def held_out(source: ClipSource) -> ClipSource | None:
+    """The clips that are kept from training, as a data set, or None."""
+    return getattr(source, "held_out", None)
+
+
+def parallel(source: ClipSource) -> bool:
+    """Whether several threads may call source.clip at a time. By default they may not."""
+    return getattr(source, "parallel", False)
+
+
+def spare_frames(source: ClipSource, index: int) -> int:
+    """How many frames video `index` is longer than a clip: a clip has one more start. Default 0."""
+    own = getattr(source, "spare_frames", None)
+    return 0 if own is None else own(index)
+
+
+def clip_at(source: ClipSource, index: int, start: int, y: float, x: float
+            ) -> tuple[np.ndarray, int]:
+    """The clip of video `index` from frame `start`, cropped at y, x in [0, 1] of what is spare.
+    By default its central clip."""
+    own = getattr(source, "clip_at", None)
+    return source.clip(index, None) if own is None else own(index, start, y, x)
+
+
+def fingerprint(source: ClipSource) -> str:
+    """Ten letters that change when the clips do, so that what was computed of other clips is not
+    used. By default they are made of the content of eight clips or so."""
+    own = getattr(source, "fingerprint", None)
+    if own is not None:
+        return own()
+    shown = range(0, len(source), max(1, len(source) // 8))
+    clips = [source.clip(index, None) for index in shown]
+    return digest([len(source), [[hashlib.sha256(np.ascontiguousarray(frames)).hexdigest(),
+                                  int(label)] for frames, label in clips]])
 
 
 def digest(settings: object) -> str:
@@ -67,17 +92,8 @@ def digest(settings: object) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
-class ThreeMethods(ClipSource):
-    """An object that has no more than len, clip and class_names, as a ClipSource."""
-
-    def __init__(self, source):
-        self.clip, self.class_names, self._length = source.clip, source.class_names, len(source)
-        self.held_out = getattr(source, "held_out", None)
-        self.parallel = getattr(source, "parallel", False)
-
-    def __len__(self) -> int:
-        return self._length
-
+# ---------------------------------------------------------------------------------------------
+# The batch of a step
 
 @functools.lru_cache(maxsize=4)
 def shuffled(length: int, *seed: int) -> np.ndarray:
@@ -90,10 +106,16 @@ def clip_of(source: ClipSource, step: int, place: int, batch_size: int, seed: in
     """The clip at a place in the batch of a step, and its label. No state anywhere.
 
     Clips come in a new order each epoch. Windows, crops, flips follow from (seed, step, place).
+    ValueError where the label is neither NO_LABEL nor the index of a class.
     """
     epoch, position = divmod(step * batch_size + place, len(source))
+    index = int(shuffled(len(source), seed, epoch)[position])
     random = np.random.default_rng([seed, step, place]) if augment else None
-    return source.clip(int(shuffled(len(source), seed, epoch)[position]), random)
+    frames, label = source.clip(index, random)
+    if label != NO_LABEL and not 0 <= label < len(source.class_names):
+        raise ValueError(f"clip {index} has the label {label}; wanted {NO_LABEL} (no class) or an "
+                         f"index into the {len(source.class_names)} class_names of the data set")
+    return frames, int(label)
 
 
 def places_of(batch_size: int, rank: int, world: int) -> range:
@@ -105,7 +127,7 @@ def places_of(batch_size: int, rank: int, world: int) -> range:
 def load_batch(source: ClipSource, step: int, batch_size: int, seed: int, rank: int = 0,
                world: int = 1, augment: bool = True) -> tuple[Tensor, Tensor]:
     """The batch of a step, or a process's share of it: (B, 3, T, H, W) in [0, 1] and labels (B,).
-    Loaded here and now; loader.BatchLoader has the same clips ready before they are asked for."""
+    It is loaded here and now; a BatchLoader has the same clips ready before they are asked for."""
     clips, labels = zip(*(clip_of(source, step, place, batch_size, seed, augment)
                           for place in places_of(batch_size, rank, world)))
     return to_float(np.stack(clips)), torch.tensor(labels)
@@ -120,21 +142,90 @@ def all_clips(source: ClipSource) -> tuple[Tensor, Tensor]:
 def to_float(clips: np.ndarray | Tensor) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in [0, 1], on the device where clips are.
 
-    The divisor is a tensor there: a GPU multiplies with 1/255 for a number, to other bits.
+    The divisor is a tensor there: a GPU multiplies by 1/255 for a number, with other last bits.
     """
     clips = torch.as_tensor(clips)
     divisor = torch.full((), 255.0, device=clips.device)
     return rearrange(clips, "b t h w c -> b c t h w").float() / divisor
 
 
-def main() -> None:
-    """The order in which two epochs visit six clips, and how two processes share a batch."""
-    print("step   clips of a batch of four   shared by two processes")
-    for step in range(4):
-        places = range(4 * step, 4 * step + 4)
-        clips = [int(shuffled(6, 0, place // 6)[place % 6]) for place in places]
-        print(f"{step:4}   {clips!s:24}   {clips[:2]} {clips[2:]}")
+# ---------------------------------------------------------------------------------------------
+# Batches ahead: while a network learns from one, threads load the next
+
+class BatchLoader:
+    """loader(step) -> the clips of load_batch(source, step, ...) as bytes, and their labels.
+
+    Threads load clip by clip: decoders release Python's lock. threads None: one for each core
+    that this process may use; processes that share a machine have to share its cores out. A
+    source that is not `parallel` has one thread. The batches of the next two steps are begun, up
+    to step `total`. Steps may be asked for in any order, since a clip follows from its step and
+    place; what is not wanted any more is dropped. A clip that fails raises in loader(step), and
+    is loaded again if it is asked for again. `pinned` clips lie in memory from which a GPU can
+    fetch them by itself. Close the loader, or use it in a `with` statement.
+    """
+
+    ahead = 2
+
+    def __init__(self, source: ClipSource, batch_size: int, seed: int, rank: int = 0,
+                 world: int = 1, *, threads: int | None = None, total: int | None = None,
+                 pinned: bool = False):
+        self.source, self.batch_size, self.seed = source, batch_size, seed
+        self.places = places_of(batch_size, rank, world)
+        self.total, self.pinned = total, pinned
+        self._pool = one_core_each((threads or cores()) if parallel(source) else 1)
+        self._begun: dict[int, list[Future]] = {}
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Clips, uint8 (B, T, H, W, 3), and labels, int64 (B,)."""
+        if self.total is not None and step >= self.total:
+            raise ValueError(f"step {step} is beyond the last of {self.total}")
+        last = step + self.ahead if self.total is None else min(step + self.ahead, self.total - 1)
+        wanted = range(step, last + 1)
+        for other in self._begun.keys() - set(wanted):
+            self._drop(other)
+        for each in wanted:
+            if each not in self._begun:
+                self._begun[each] = [
+                    self._pool.submit(clip_of, self.source, each, place, self.batch_size, self.seed)
+                    for place in self.places]
+        try:
+            clips, labels = zip(*(clip.result() for clip in self._begun[step]))
+        finally:
+            self._drop(step)
+        batch = torch.empty((len(clips), *clips[0].shape), dtype=torch.uint8,
+                            pin_memory=self.pinned)
+        np.stack(clips, out=batch.numpy())
+        return batch, torch.tensor(labels)
+
+    def _drop(self, step: int) -> None:
+        for clip in self._begun.pop(step):
+            clip.cancel()
+
+    def close(self) -> None:
+        """Return as soon as the clips that are being loaded at this moment are."""
+        self._begun.clear()
+        self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> BatchLoader:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
 
 
-if __name__ == "__main__":
-    main()
+def one_core_each(threads: int) -> ThreadPoolExecutor:
+    """Threads that prepare while others compute: an operation of torch in one takes one core.
+
+    Otherwise each would have a team of OpenMP threads as large as the machine. Where there are
+    more threads than cores, those sleep between operations, and every operation of the training
+    step waits until they wake (a third of the toy's time).
+    """
+    torch.get_num_threads()                 # fixes the caller's own number before it is changed
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def cores() -> int:
+    """The cores that this process may use: `taskset -c 0` leaves one of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
