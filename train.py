@@ -3,18 +3,18 @@
 Paper   Sec. 3.1 and 3.2 (Training), App. B.2
 
 Shapes  a step of stage 1                                             a step of stage 2
-          BatchLoader       video (B, 3, T, H, W)   data/loader.py      BatchLoader, encode
-          VideoTokenizer    reconstruction          tokenizer.py        make_condition, encode
-          Discriminator3d   logits (B,)             discriminator.py    commit_mask, Eq. (2)
-          tokenizer_pass    losses, gradients       steps.py            MaskedTransformer
-          tokenizer_step    new weights             steps.py            commit_loss, Eq. (3)
-          fit               rate, log, checkpoint   training/loop.py    transformer_step, fit
+          BatchLoader       video (B, 3, T, H, W)   data/source.py      TokenSource: clips, z, z-tilde
+          VideoTokenizer    reconstruction          tokenizer.py        commit_mask, Eq. (2)
+          Discriminator3d   logits (B,)             discriminator.py    MaskedTransformer
+          tokenizer_pass    losses, gradients       steps.py            commit_loss, Eq. (3)
+          tokenizer_step    new weights             steps.py            transformer_step
+          fit               rate, log, checkpoint   training/loop.py    fit
 
-Read    train; then train_tokenizer and train_transformer, how each stage is set up.
+Read    train; then tokenizer_stage and transformer_stage, how each stage is set up.
 
 Not here: what one step is (steps.py), the loop around it (training/loop.py), what can be set
-        (training/presets.py, training/command.py), where weights start (training/start.py),
-        numbers at the end (measure/report.py).
+        (training/presets.py), where weights start (training/start.py), numbers at the end
+        (measure/report.py).
 
 Run:    python train.py                                 the toy: both stages, pictures, numbers
         python train.py ucf101-B --data DIR             the paper's presets; --dry-run for the plan
@@ -22,150 +22,290 @@ Run:    python train.py                                 the toy: both stages, pi
 """
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import inspect
+import re
 import sys
+import typing
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from commit import TASKS
 from data.clips import DataConfig, open_source
-from data.source import ClipSource, digest, to_float
+from data.source import BatchLoader, ClipSource, digest, fingerprint, held_out, to_float
 from measure.pretrained import load_lpips
 from measure.report import report
 from steps import TokenBatch, tokenizer_step, transformer_step
-from training.build import build
-from training.checkpoint import is_finished, load_checkpoint, load_network, weights_hash
-from training.command import parse
-from training.heldout import HeldOut
-from training.loop import Stage, fit
-from training.plan import plan
-from training.presets import TrainConfig
-from training.processes import Processes, from_first, start_processes
-from training.start import check_all, classes_used, facts_of, start_stage
-from training.stored import open_table
-from training.tokens import TokenSource, batches_ahead
-from training.watch import TokenizerWatch
+from training.checkpoint import (as_plain, is_there, load_checkpoint, load_network, weights_hash)
+from training.kernels import resolve_precision
+from training.loop import OnStep, Stage, fit
+from training.plan import doubts, plan
+from training.presets import PRESETS, TASK_SETS, TrainConfig
+from training.processes import Processes, from_first, start_processes, threads_of_this_process
+from training.start import build, refuse_impossible, start_weights
+from training.tokens import TokenSource, open_table
+from training.watch import HeldOut, TokenizerWatch
 
 Tokens = Callable[[int], TokenBatch] | str | Path | None
 
 
 def train(config: TrainConfig, data: DataConfig | ClipSource, run: str | Path, *,
-          stage: str = "all", on_step: Callable[[str, int, dict], dict | None] | None = None,
-          tokens: Tokens = None, processes: Processes = Processes(), draw: bool = True,
-          prepare: Callable[[Stage], None] = lambda stage: None) -> bool:
-    """Train in the folder `run`, or go on there. True when the end was reached.
+          stage: str = "all", on_step: OnStep | None = None, tokens: Tokens = None,
+          processes: Processes = Processes(), draw: bool = True) -> bool:
+    """Train in the folder `run`, or resume there. True when the end was reached.
 
     data: where videos are, or any ClipSource. stage: "image" (2D), "tokenizer", "transformer", or
     "all" that the run needs. on_step(stage, step, terms) is called after every step, in the first
-    process; what it returns is logged. tokens: a folder of training.stored, or a function step ->
-    TokenBatch; either stands in for tokenizing clips in stage 2. draw: end with pictures and
-    numbers. prepare(stage) may change a stage before it begins. Raises ValueError where settings
-    cannot work together, before anything is trained.
+    process; numbers in a dict that it returns are logged. tokens: a folder of training.tokens, or
+    a function step -> TokenBatch; either stands in for tokenizing clips in stage 2. draw: end with
+    pictures and numbers. ValueError where settings cannot work together, before anything is
+    trained.
     """
     run = Path(run)
-    run.mkdir(parents=True, exist_ok=True)
-    source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
-                         crop=config.crop, index=run / "videos.json")
-    data = replace(data.resolved() if isinstance(data, DataConfig) else
-                   DataConfig(dataset=f"object {type(data).__name__}"),
-                   class_names=tuple(source.class_names))
-    first = ["image"] * bool(config.inflate and not from_first(
-        lambda: is_finished(run / "image.pt"), processes))
-    stages = {"all": [*first, "tokenizer", "transformer"]}.get(stage, [stage])
-    check_all(config, stages, source, processes)
-    kept = source.held_out or source if data.dataset.startswith("object") else None
-    on_step = HeldOut(config, lambda: kept or open_source(
-        data, config.clip_shape, stride=config.stride, held_out=True), run, on_step)
+    stages = stages_of(config, stage, run, processes)
+    source, data = open_data(config, data, run, stages, processes)
     for name in stages:
-        setup = (train_transformer(config, data, source, run, processes, tokens)
-                 if name == "transformer" else
-                 train_tokenizer(config, data, source, run, processes, name))
-        prepare(setup)
+        setup = make_stage(name, config, data, source, run, processes, tokens)
         if not fit(setup, config, run, processes, on_step):
             return False
-    if processes.rank == 0 and draw and (run / "transformer.pt").exists():
-        report(run, source=kept)
+    if processes.rank == 0 and draw and is_there(run / "transformer.pt"):
+        report(run, source=unseen(config, data, source) if data.dataset.startswith("object")
+               else None)
     return True
 
 
-def train_tokenizer(config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
-                    processes: Processes, stage: str = "tokenizer") -> Stage:
-    """Stage 1, or its 2D ancestor (stage "image"), with EMA and, if its weight is not 0, a GAN."""
+def stages_of(config: TrainConfig, stage: str, run: Path, processes: Processes) -> list[str]:
+    """The stages to train. Frames come first (Sec. 3.1) where inflation asks for them."""
+    def frames_first() -> bool:
+        image = run / "image.pt"
+        return not is_there(run / "tokenizer.pt") and not (
+            is_there(image) and load_checkpoint(image)["finished"])
+
+    stages = ["tokenizer", "transformer"] if stage == "all" else [stage]
+    if config.inflate and "tokenizer" in stages and from_first(frames_first, processes):
+        stages = ["image", *stages]
+    return stages
+
+
+def open_data(config: TrainConfig, data: DataConfig | ClipSource, run: Path, stages: list[str],
+              processes: Processes) -> tuple[ClipSource, DataConfig]:
+    """The clips of a run, and what its checkpoints say of them.
+
+    ValueError where settings, stages and clips do not fit.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
+                         crop=config.crop, index=run / "videos.json")
+    if not isinstance(data, DataConfig):
+        data = DataConfig(dataset=f"object {type(data).__name__}")
+    data = replace(data.resolved(), class_names=tuple(source.class_names))
+    shape = source.clip(0, None)[0].shape[:3]
+    if shape[1:] != config.clip_shape[1:] or stages != ["image"] and shape[0] != config.frames:
+        raise ValueError(f"clips of the data are {'x'.join(map(str, shape))} (T x H x W); the run "
+                         f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
+                         "--resolution, or the data")
+    refuse_impossible(config, stages, len(source.class_names), processes.world)
+    for name in stages:
+        if not config.steps(name, len(source))[0]:
+            raise ValueError(f"0 steps of the {name}; set its steps or epochs")
+        for words in doubts(config, name, len(source)) if processes.rank == 0 else []:
+            print(f"warning: {words}", file=sys.stderr)
+    return source, data
+
+
+def unseen(config: TrainConfig, data: DataConfig, source: ClipSource) -> ClipSource:
+    """The clips that are kept from training, or, where there are none, the training clips."""
+    if data.dataset.startswith("object"):
+        return held_out(source) or source
+    return open_source(data, config.clip_shape, stride=config.stride, held_out=True)
+
+
+def make_stage(name: str, config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
+               processes: Processes, tokens: Tokens = None) -> Stage:
+    """A stage as the loop takes it, ready to begin or to resume."""
     torch.manual_seed(config.seed)
-    trainee = build(config, stage, device=processes.device)
+    resolved = replace(config, precision=resolve_precision(config.precision, processes.device))
+    look = HeldOut(resolved, unseen(config, data, source), run) if (
+        config.evaluate_every and processes.rank == 0 and name != "image") else None
+    facts = dict(clips=len(source), fingerprint=fingerprint(source))
+    saved = dict(config=dict(train=as_plain(config), data=as_plain(data)), facts=facts)
+    if name == "transformer":
+        return transformer_stage(resolved, data, source, run, processes, tokens, saved, look)
+    return tokenizer_stage(name, resolved, source, run, processes, saved, look)
+
+
+def tokenizer_stage(name: str, config: TrainConfig, source: ClipSource, run: Path,
+                    processes: Processes, saved: dict, look: HeldOut | None) -> Stage:
+    """Stage 1, or its 2D ancestor (stage "image"), with EMA and, if its weight is not 0, a GAN."""
+    trainee = build(config, name, device=processes.device)
     tokenizer = trainee.networks["tokenizer"]
     # Process 0 decides where weights start, and the loop hands them to the others.
-    origin = start_stage(trainee, stage, config, source, run) if processes.rank == 0 else {}
-    trainee.perceptual = perceptual_loss(config, processes)
+    saved["origin"] = (start_weights(trainee, name, config, source, run)
+                       if processes.rank == 0 else {})
+    saved["config"]["network"] = as_plain(tokenizer.config)
+    if config.perceptual_weight and config.lpips_weights:
+        trainee.perceptual = load_lpips(config.lpips_weights).to(processes.device)
+    elif config.perceptual_weight and processes.rank == 0:
+        print("no --lpips-weights: training without the perceptual loss (App. B.2 has it); python "
+              "-m measure.pretrained tells where the weights are from", file=sys.stderr)
+    saved["facts"]["lpips"] = trainee.perceptual is not None
     if config.compile:
         tokenizer.compile()       # not the discriminator: R1 differentiates twice, which it cannot
-
-    steps, warmup = config.steps("tokenizer", len(source))
-    watch = TokenizerWatch(tokenizer.codebook_size)
-    loader = batches_ahead(source, config.tokenizer_batch, config.seed, processes, steps)
+    steps, warmup = config.steps(name, len(source))
+    loader = BatchLoader(source, config.tokenizer_batch, config.seed, processes.rank,
+                         processes.world, total=steps, threads=threads_of_this_process(),
+                         pinned=processes.device.type == "cuda")
 
     def batch_of(step: int) -> Tensor:
         clips, _ = loader(step)                                             # (B, T, H, W, 3)
         T = clips.shape[1]
-        if stage == "image" and T > 1:      # official: frames 3, 6, 10 and 13 of 16
+        if name == "image" and T > 1:       # official: frames 3, 6, 10 and 13 of 16
             clips = clips[:, [round(k * T / 5) for k in range(1, 5)]]
         return to_float(clips.to(processes.device, non_blocking=True))      # (B, 3, T, H, W)
 
-    return Stage(stage, trainee, tokenizer_step, batch_of, config.tokenizer_rate, steps, warmup,
-                 config.tokenizer_batch, dict(network=tokenizer.config, train=config, data=data),
-                 facts_of(source) | dict(lpips=trainee.perceptual is not None),
-                 watch.measure, watch, origin, loader.close)
+    watch = TokenizerWatch(tokenizer.codebook_size)
+    stage = Stage(name, trainee, tokenizer_step, batch_of, loader.close, steps, warmup, saved,
+                  watch)
+    if look:
+        stage.look = lambda: look.look_at_tokenizer(trainee.networks["ema"])
+    return stage
 
 
-def train_transformer(config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
-                      processes: Processes, tokens: Tokens = None) -> Stage:
+def transformer_stage(config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
+                      processes: Processes, tokens: Tokens, saved: dict, look: HeldOut | None
+                      ) -> Stage:
     """Stage 2 on the frozen EMA tokenizer of the run."""
     state = from_first(lambda: load_checkpoint(run / "tokenizer.pt"), processes)
     if not state["finished"] and processes.rank == 0:
         print(f"the tokenizer has stopped at step {state['step']}; its weights of then are used",
               file=sys.stderr)
     tokenizer = load_network(state, processes.device)
-    torch.manual_seed(config.seed)
-    num_classes = classes_used(config, data, source)
+    # Kinetics lies in folders with names, which frame prediction has no use for: no rows for them.
+    named = data.dataset != "folder" or config.num_classes or any(
+        TASKS[task].class_conditional for task in config.tasks)
+    num_classes = len(source.class_names) if named else 0
     trainee = build(config, "transformer", num_classes=num_classes, tokenizer=tokenizer,
                     device=processes.device)
     transformer = trainee.networks["transformer"]
-    origin = start_stage(trainee, "transformer", config, source, run, tokenizer.latent_shape(
-        *config.clip_shape)) if processes.rank == 0 else {}
-    facts = facts_of(source) | dict(tokenizer=weights_hash(tokenizer)[:10])
+    saved["origin"] = (start_weights(trainee, "transformer", config, source, run)
+                       if processes.rank == 0 else {})
+    saved["config"]["network"] = as_plain(transformer.config)
+    saved["facts"]["tokenizer"] = weights_hash(tokenizer)[:10]
+    if not num_classes and processes.rank == 0 and "CFP" in config.tasks:
+        print("no classes in the data: training without CFP; CG is unconditional", file=sys.stderr)
     if not callable(tokens):
         table = open_table(tokens) if tokens else None
-        facts |= dict(tokens=digest(table.facts)) if table else {}
-        tokens = TokenSource(tokenizer, source, config, processes, num_classes, table, run / "pool")
+        saved["facts"] |= dict(tokens=digest(table.facts)) if table else {}
+        tokens = TokenSource(tokenizer, source, config, processes, num_classes, table=table,
+                             pool=run / "pool")
     if config.compile:
         transformer.compile()
     steps, warmup = config.steps("transformer", len(source))
-    return Stage("transformer", trainee, transformer_step, tokens, config.transformer_rate, steps,
-                 warmup, config.transformer_batch, dict(
-                     network=transformer.config, train=config, data=data), facts,
-                 origin=origin, close=getattr(tokens, "close", lambda: None))
+    stage = Stage("transformer", trainee, transformer_step, tokens,
+                  getattr(tokens, "close", lambda: None), steps, warmup, saved)
+    if look:
+        stage.look = lambda: look.look_at_transformer(transformer, tokenizer)
+    return stage
 
 
-def perceptual_loss(config: TrainConfig, processes: Processes) -> nn.Module | None:
-    """LPIPS-VGG from --lpips-weights; without them the term is absent, and that is said."""
-    if config.perceptual_weight and config.lpips_weights:
-        return load_lpips(config.lpips_weights).to(processes.device)
-    if config.perceptual_weight and processes.rank == 0:
-        print("no --lpips-weights: training without the perceptual loss (App. B.2 has it); python "
-              "-m measure.pretrained tells where the weights are from", file=sys.stderr)
-    return None
+# ---------------------------------------------------------------------------------------------
+# The command
+
+def parse(presets: dict[str, TrainConfig] = PRESETS, arguments: list[str] | None = None
+          ) -> tuple[TrainConfig, DataConfig, argparse.Namespace]:
+    """Command line -> configurations and the other options. Exits with usage on a bad flag.
+
+    A preset with num_classes and steps of its own is drawn, unless --data gives videos.
+    """
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        description="Train MAGVIT: the tokenizer, then the transformer, then draw and measure.")
+    first = next(iter(presets))
+    parser.add_argument("preset", nargs="?", default=first, metavar="PRESET", choices=presets,
+                        help="one of: " + " ".join(presets))
+    parser.add_argument("--out", help="run folder (default runs/PRESET); an old one is resumed")
+    parser.add_argument("--stage", default="all",
+                        choices=["all", "image", "tokenizer", "transformer"], help="(default all)")
+    parser.add_argument("--no-report", dest="draw", action="store_false",
+                        help="stop after training, without pictures and numbers")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--tokens", metavar="DIR", help="tokens for stage 2, made by python -m "
+                        "training.tokens")
+    add_flags(parser, DataConfig, dict(root="data", test_root="test-data", dataset=None,
+                                       class_names=None), "videos")
+    add_flags(parser, type(presets[first]), {})
+    options = parser.parse_args(arguments)
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    config = presets[options.preset]
+    drawn = options.preset.startswith("toy") and not options.root
+    try:
+        changed = {field.name: given[field.name] for field in dataclasses.fields(config)
+                   if field.name in given}
+        if options.root and options.preset.startswith("toy"):
+            changed.setdefault("num_classes", 0)
+        if "tasks" in changed:
+            changed["tasks"] = tuple(task for name in changed["tasks"]
+                                     for task in TASK_SETS.get(name, (name,)))
+        config = replace(config, **changed)
+        refuse_impossible(config, ["tokenizer", "transformer"], config.num_classes or 1)
+        data = DataConfig(**{field.name: given[field.name]
+                             for field in dataclasses.fields(DataConfig) if field.name in given})
+        data = replace(data, dataset="shapes" if drawn else "folder")
+        if not drawn and not options.root and not options.dry_run:
+            raise ValueError(f"{options.preset} needs --data, a folder of videos")
+        if options.layout == "images" and options.stage != "image" and config.frames > 1:
+            raise ValueError("--layout images has clips of one frame: --stage image, or --frames 1")
+    except ValueError as error:
+        parser.error(str(error))
+    return config, data, options
 
 
-def main() -> None:
-    config, data, options = parse()
+def add_flags(parser: argparse.ArgumentParser, kind: type, names: dict, group: str = "") -> None:
+    """A flag for each field of a dataclass. The comment behind a field is its help, a comment
+    line above some fields their heading. names: other names of flags; None: no flag."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    hints, helps = typing.get_type_hints(kind), {}
+    for base in reversed(kind.__mro__[:-1]):
+        for line in inspect.getsource(base).splitlines():
+            if heading := re.match(r"    # (\w.*)", line):
+                group = heading[1]
+            elif field := re.match(r"    (\w+): .*?  # (.*)", line):
+                helps[field[1]] = [group, field[2]]
+            elif more := re.match(r"    # +(.*)", line):
+                list(helps.values())[-1][1] += " " + more[1]
+    for name, (group, help) in helps.items():
+        flag = names.get(name, name.replace("_", "-"))
+        hint, shape = hints[name], typing.get_args(hints[name])
+        if flag is None:
+            continue
+        if hint is bool:
+            options = dict(action=argparse.BooleanOptionalAction)
+        elif name == "tasks":
+            options = dict(nargs="+", choices=[*TASK_SETS, *TASKS], metavar="TASK")
+        elif typing.get_origin(hint) is tuple:
+            options = dict(nargs=len(shape), type=float, metavar="NUMBER")
+        else:
+            options = dict(type=hint if hint in (int, float) else str)
+            options["metavar"] = options["type"].__name__
+        groups.setdefault(group, parser.add_argument_group(group)).add_argument(
+            f"--{flag}", dest=name, help=help.replace("%", "%%"), **options)
+
+
+def run_command(config: TrainConfig, data: DataConfig, options: argparse.Namespace,
+                train: Callable[..., bool] = train) -> None:
+    """What a training command does once its flags are read; mistakes end it in one line."""
     if options.dry_run:
-        return print(plan(options.preset, config))
+        print(plan(options.preset, config))
+        return
     run = Path(options.out or f"runs/{options.preset}")
     try:
-        # Frames are counted by one process, while the others wait for as long as that takes.
+        # On each machine one process counts frames, while the others wait for as long as it takes.
         processes = start_processes(before=lambda: open_source(
             data, config.clip_shape, stride=config.stride, index=run / "videos.json"))
         train(config, data, run, stage=options.stage, tokens=options.tokens, processes=processes,
@@ -175,6 +315,10 @@ def main() -> None:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def main() -> None:
+    run_command(*parse())
 
 
 if __name__ == "__main__":

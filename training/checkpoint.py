@@ -2,46 +2,46 @@
 
 Files   RUN/tokenizer.pt, RUN/transformer.pt (RUN/image.pt for a 2D-VQ): the latest checkpoint
         of each stage; *.previous the one before. Each is a dict of tensors, numbers and strings:
-          format, stage, step, finished, versions, origin (where --init took weights from)
-          config: network, train, data, as plain dicts (build.as_plain)
+          format, stage, step, finished, versions, origin (where --init took weights from), facts
+          config: network, train, data, as plain dicts (as_plain)
           the networks of the stage by name, the tokenizer's average as "ema", the optimizers
 
         NAME-step-N.pt: one that --keep-every has kept; to go back, copy it to NAME.pt
 
-Read    save_checkpoint, load_checkpoint, load_run; Writer, which saves while training goes on.
+Read    save_checkpoint, load_checkpoint; as_plain and from_plain; load_network, Run, load_run.
 
-Not here: what goes on from a checkpoint (loop.py).
+A configuration is saved with the name of its class, "tokenizer.TokenizerConfig", and a checkpoint
+that is read asks that class to build the network. So a tokenizer or transformer of your own needs
+no line here: its configuration is a frozen dataclass with `build`, in a file beside train.py.
 
-Run:    python -m training.checkpoint [RUN]      what a run folder holds (assets/toy)
-        python -m training.checkpoint RUN OUT    its weights alone, as half floats, for sharing
+Run:    python -m training.checkpoint RUN OUT    its weights alone, as half floats, for sharing
 """
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib
 import os
 import pickle
 import platform
 import shutil
 import sys
-import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from commit import TASKS, nothing
 from data.clips import ClipSource, DataConfig, open_source
-from decode import latent_masking
-from training.build import build_tokenizer, build_transformer, from_plain
+from training.kernels import use
 from training.presets import TrainConfig
-from tokenizer import TokenizerConfig
-from transformer import MaskedTransformer, TransformerConfig
 
-FORMAT = "magvit checkpoint 2"
+FORMAT = "magvit checkpoint 3"
+ROOT = Path(__file__).resolve().parents[1]
+NOT_CODE = "runs", "assets", "tests"         # folders of the project that no checkpoint may import
 
 
 def save_checkpoint(path: str | Path, state: dict) -> None:
@@ -74,60 +74,6 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
         os.close(folder)
 
 
-class Writer:
-    """Saves a stage's checkpoints beside its training: from a copy, in a thread, one at a time.
-
-    saved is the step of the last one that is on the disk. An error of the thread is raised by the
-    next call of any method. On leaving, an OSError of whatever kind names the last good checkpoint.
-    """
-
-    def __init__(self, path: Path, step: int, config: TrainConfig):
-        self.path, self.saved, self.config = path, step, config
-        self.pool, self.writing, self.last = ThreadPoolExecutor(1), None, time.monotonic()
-
-    def is_due(self, done: int) -> bool:
-        """Whether to save after so many steps, by their number or by the clock."""
-        if self.writing and self.writing.done():
-            self.wait()
-        minutes, config = (time.monotonic() - self.last) / 60, self.config
-        return (any(every and done % every == 0 for every in (config.save_every, config.keep_every))
-                or 0 < config.save_minutes <= minutes)
-
-    def save(self, done: int, state: dict) -> None:
-        """Begin to write a copy of the state, once the one before is written."""
-        self.wait()
-        copied = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
-        self.writing, self.last = self.pool.submit(self._write, done, copied), time.monotonic()
-
-    def _write(self, done: int, state: dict) -> None:
-        save_checkpoint(self.path, state)
-        if self.config.keep_every and done % self.config.keep_every == 0:
-            kept = self.path.with_name(f"{self.path.stem}-step-{done}.pt")
-            kept.unlink(missing_ok=True)
-            os.link(self.path, kept)                 # the same file by a second name, no copy
-        self.saved = done
-
-    def wait(self) -> None:
-        """Until what was begun is on the disk."""
-        writing, self.writing = self.writing, None
-        if writing:
-            writing.result()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        try:
-            self.wait()
-        except OSError as raised:
-            error = error or raised
-        self.pool.shutdown()
-        if isinstance(error, OSError):
-            last = (f"the last good checkpoint is {self.path} of step {self.saved}; the same "
-                    "command goes on from there" if is_there(self.path) else "nothing was saved")
-            raise OSError(f"{error}; {last}") from error
-
-
 def previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
@@ -135,51 +81,6 @@ def previous(path: Path) -> Path:
 def is_there(path: Path) -> bool:
     """Whether load_checkpoint(path) has a file to read."""
     return path.exists() or previous(path).exists()
-
-
-def is_finished(path: Path) -> bool:
-    """Whether a stage's checkpoint is that of its last step."""
-    return is_there(path) and load_checkpoint(path)["finished"]
-
-
-def read_checkpoint(path: Path) -> dict:
-    """The dict in one file. ValueError, in one line, where it is damaged or not one of ours."""
-    try:
-        with zipfile.ZipFile(path) as archive:       # torch.load does not check the checksums
-            broken = archive.testzip()
-        if broken:
-            raise ValueError(f"{path} is damaged: the checksum of {broken} does not match")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} holds more than plain data and tensors: not a checkpoint of "
-                         "this project, and not loaded") from None
-    if isinstance(state, dict) and state.get("format") == "magvit checkpoint 1":
-        state = converted(state)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of this project (no {FORMAT!r} in it)")
-    return state
-
-
-def converted(old: dict) -> dict:
-    """A checkpoint of format 1, with the names of today."""
-    name = "transformer" if old["stage"] == "transformer" else "tokenizer"
-    state = {{"model": name, "optimizer model": f"optimizer {name}"}.get(key, key): value
-             for key, value in old.items()}
-    train, data = dict(old["config"].get("train", {})), dict(old["config"].get("data", {}))
-    network = dict(old["config"][old["stage"]])
-    data["dataset"] = train.pop("dataset", "folder")
-    train["recompute"] = train.pop("checkpointing", False)
-    if train.get("padding") == "reflect":                    # now what is there if nothing is said
-        train["padding"] = ""
-    if train.get("codebook_from_data") and old["stage"] != "transformer":
-        network["latent_gain"] = 0.2
-    types = ("TransformerConfig" if name == "transformer" else "TokenizerConfig", "TrainConfig",
-             "DataConfig")
-    config = {part: dict(type=each) | values for (part, values), each in zip(
-        dict(network=network, train=train, data=data).items(), types)}
-    return state | dict(format=FORMAT, config=config)
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -202,20 +103,95 @@ def load_checkpoint(path: str | Path) -> dict:
         return state
 
 
+def read_checkpoint(path: Path) -> dict:
+    """The dict in one file. ValueError, in one line, where it is damaged or not one of ours."""
+    try:
+        with zipfile.ZipFile(path) as archive:       # torch.load does not check the checksums
+            broken = archive.testzip()
+        if broken:
+            raise ValueError(f"{path} is damaged: the checksum of {broken} does not match")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path} holds more than plain data and tensors: not a checkpoint of "
+                         "this project, and not loaded") from None
+    found = state.get("format") if isinstance(state, dict) else None
+    if found in ("magvit checkpoint 1", "magvit checkpoint 2"):
+        raise ValueError(f"{path} is of an older format ({found}); commit 33ed89a is the last that "
+                         "reads it")
+    if found != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of this project (no {FORMAT!r} in it)")
+    return state
+
+
+# ---------------------------------------------------------------------------------------------
+# Configurations as plain data
+
+def as_plain(config) -> dict:
+    """A configuration as a dict of plain data, nested ones too, each with the name of its class.
+
+    ValueError for a class of the program that was started: who reads the checkpoint could not
+    import it.
+    """
+    kind = type(config)
+    if kind.__module__ == "__main__":
+        raise ValueError(f"{kind.__name__} stands in the program that was started, where no "
+                         "checkpoint can find it; move it to a file of its own and import it")
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return dict(type=f"{kind.__module__}.{kind.__qualname__}") | {
+        name: as_plain(value) if dataclasses.is_dataclass(value) else value
+        for name, value in values.items()}
+
+
+def from_plain(values: dict):
+    """The configuration again. A field that came later has its default.
+
+    Settings and data may have a field that is gone: it is left out. In a network's configuration
+    it is a ValueError, since the network could not be the same. ValueError, too, where the class
+    is not one of the project's configurations.
+    """
+    kind = class_of(values["type"])
+    fields = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - fields - {"type"})
+    if unknown and hasattr(kind, "build"):
+        raise ValueError(f"a checkpoint's {kind.__name__} has {', '.join(unknown)}, which this "
+                         "code does not know")
+
+    def restored(value):
+        if isinstance(value, dict) and "type" in value:
+            return from_plain(value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return kind(**{name: restored(value) for name, value in values.items() if name in fields})
+
+
+def class_of(name: str) -> type:
+    """"module.ClassName" -> a frozen dataclass of the project. Nothing else is imported."""
+    module, _, class_name = name.rpartition(".")
+    first, file = module.split(".")[0], ROOT / f"{module.replace('.', '/')}.py"
+    if not module or first in NOT_CODE or not file.is_file():
+        raise ValueError(f"a checkpoint has a configuration of class {name!r}; wanted one in a "
+                         f"file beside {ROOT / 'train.py'} or in the project's folders")
+    kind = getattr(importlib.import_module(module), class_name, None)
+    if not dataclasses.is_dataclass(kind) or not kind.__dataclass_params__.frozen:
+        raise ValueError(f"a checkpoint has a configuration of class {name!r}, which is not a "
+                         "frozen dataclass")
+    return kind
+
+
 def load_network(state: dict, device: torch.device | str = "cpu", averaged: bool = True
                  ) -> nn.Module:
     """The network of a checkpoint, ready to use: in eval mode, averaged weights where it has them.
 
     averaged False: the weights that the optimizer moved.
     """
-    if state["stage"] == "transformer":
-        name = "transformer"
-        network = build_transformer(from_plain(state["config"]["network"], TransformerConfig))
-    else:
-        name = "ema" if averaged and "ema" in state else "tokenizer"
-        network = build_tokenizer(from_plain(state["config"]["network"], TokenizerConfig),
-                                  image=state["stage"] == "image")
-    network.load_state_dict(state[name])
+    stage = "transformer" if state["stage"] == "transformer" else "tokenizer"
+    config = from_plain(state["config"]["network"])
+    if not hasattr(config, "build"):
+        raise ValueError(f"a checkpoint's network is a {type(config).__name__}, which has no build")
+    network = use(config.build())
+    network.load_state_dict(state["ema" if averaged and "ema" in state else stage])
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -227,13 +203,16 @@ def weights_hash(network: nn.Module) -> str:
     return total.hexdigest()
 
 
+# ---------------------------------------------------------------------------------------------
+# A run
+
 @dataclass
 class Run:
-    """A trained run: its two models, ready to use, and what it was trained with and on."""
+    """A trained run: its two networks, ready to use, and what it was trained with and on."""
 
     folder: Path
     tokenizer: nn.Module
-    transformer: MaskedTransformer
+    transformer: nn.Module | None       # None where only stage 1 was asked for
     config: TrainConfig
     data: DataConfig
 
@@ -241,18 +220,32 @@ class Run:
     def class_names(self) -> list[str]:
         return list(self.data.class_names)
 
-    def how(self, task: str, label: Tensor | None = None) -> dict:
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks it was trained on, those that need classes only where it knows some."""
+        return [task for task in dict.fromkeys(self.config.tasks)
+                if self.transformer.no_class or not TASKS[task].needs_classes]
+
+    def how(self, task: str, label: Tensor | None = None, decode: Callable | None = None) -> dict:
         """The keywords of decode.generate with which this run does a task (Table 4).
 
-        A run of one task does the others, too, under that task's prompt, the only one that it has
-        trained; if that is generation without a condition, by latent masking. label (B,) is used
-        where the task has classes and the run has learned them; elsewhere there is "no class".
+        A run of one task does others under that task's prompt, the only one that it has trained.
+        label (B,) is used where the task has classes and the run has learned them; elsewhere it
+        is "no class". decode: a way to decode other than Algorithm 1. Without one, ValueError
+        where Algorithm 1 cannot do the task: for a transformer of comparisons/, and where a run
+        that has trained CG alone is to use a condition.
         """
         trained, no_class = list(dict.fromkeys(self.config.tasks)), self.transformer.no_class
+        unconditional = all(TASKS[each].region is nothing for each in trained)
+        other = type(self.transformer).__module__.startswith("comparisons.")
+        if decode is None and (other or unconditional and TASKS[task].region is not nothing):
+            what = (f"a {type(self.transformer).__name__}" if other else
+                    f"trained on {' '.join(trained)} alone, and {task} has a condition")
+            raise ValueError(f"{self.folder} is {what}, which Algorithm 1 does not decode; use "
+                             f"python -m comparisons.tables evaluate {self.folder}")
         keywords: dict = dict(prompt=trained[0]) if len(trained) == 1 else {}
-        if len(trained) == 1 and TASKS[trained[0]].region is nothing and (
-                TASKS[task].region is not nothing):
-            keywords["decode"] = latent_masking
+        if decode is not None:
+            keywords["decode"] = decode
         if TASKS[task].class_conditional and no_class and label is not None:
             learned = self.config.class_dropout < 1 and any(
                 TASKS[each].class_conditional for each in trained)
@@ -265,47 +258,37 @@ class Run:
                            held_out=True, index=index)
 
 
-def load_run(run: str | Path, device: torch.device | str = "cpu") -> Run:
+def load_run(run: str | Path, device: torch.device | str = "cpu",
+             stages: tuple[str, ...] = ("tokenizer", "transformer")) -> Run:
     """The trained run in a folder: two stages that belong together (else ValueError).
 
-    FileNotFoundError where the folder or a stage is missing.
+    stages: ("tokenizer",) or ("image",) for stage 1 or the 2D-VQ alone. FileNotFoundError where
+    the folder or a stage is missing.
     """
     run = Path(run)
     if not run.is_dir():
         raise FileNotFoundError(f"no run folder {run}; train one: python train.py")
-    states = [load_checkpoint(run / f"{stage}.pt") for stage in ("tokenizer", "transformer")]
-    tokenizer, transformer = (load_network(state, device) for state in states)
-    if tokenizer.codebook_size != transformer.config.codebook_size:
+    states = [load_checkpoint(run / f"{stage}.pt") for stage in stages]
+    tokenizer, *rest = [load_network(state, device) for state in states]
+    transformer = rest[0] if rest else None
+    if transformer and tokenizer.codebook_size != transformer.config.codebook_size:
         raise ValueError(f"{run}: the tokenizer has {tokenizer.codebook_size} codes and the "
                          f"transformer {transformer.config.codebook_size}: they are not of one run")
-    config = states[1]["config"]
-    return Run(run, tokenizer, transformer, from_plain(config["train"], TrainConfig),
-               from_plain(config["data"], DataConfig))
-
-
-def export(run: Path, out: Path) -> None:
-    """Copy a run's weights alone, in half precision: what others need to use it."""
-    out.mkdir(parents=True, exist_ok=True)
-    for stage in ("tokenizer", "transformer"):
-        state = load_checkpoint(run / f"{stage}.pt")
-        weights = {name: tensor.half() for name, tensor in (state.get("ema") or
-                                                            state[stage]).items()}
-        kept = {key: state[key] for key in ("stage", "step", "finished", "config")}
-        save_checkpoint(out / f"{stage}.pt", kept | {stage: weights})
-        print(f"{out / stage}.pt: {(out / f'{stage}.pt').stat().st_size:,} bytes")
+    config = states[-1]["config"]
+    return Run(run, tokenizer, transformer, from_plain(config["train"]), from_plain(config["data"]))
 
 
 def main() -> None:
-    run = Path(sys.argv[1] if len(sys.argv) > 1 else "assets/toy")
-    if len(sys.argv) > 2:
-        export(run, Path(sys.argv[2]))
-        return
-    for path in sorted(run.glob("*.pt")):
-        state = load_checkpoint(path)
-        parts = [name for name in state if name not in ("format", "config", "versions")]
-        print(f"{path}: {', '.join(parts)}\n  step {state['step']}, "
-              f"{'finished' if state['finished'] else 'not finished'}; "
-              + "; ".join(f"{part}: {values['type']}" for part, values in state["config"].items()))
+    if len(sys.argv) != 3:
+        sys.exit(__doc__.split("\n\n")[-1])
+    run, out = map(Path, sys.argv[1:])
+    out.mkdir(parents=True, exist_ok=True)
+    for stage in ("tokenizer", "transformer"):
+        state = load_checkpoint(run / f"{stage}.pt")
+        weights = {name: tensor.half() for name, tensor in state.get("ema", state[stage]).items()}
+        kept = {key: state[key] for key in ("stage", "step", "finished", "config")}
+        save_checkpoint(out / f"{stage}.pt", kept | {stage: weights})
+        print(f"{out / stage}.pt: {(out / f'{stage}.pt').stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

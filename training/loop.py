@@ -2,22 +2,23 @@
 
 Paper   App. B.2 (learning rate); the rest is what keeps a long run alive
 
-Shapes  none: a Stage knows its step and its batches, the loop neither videos nor tokens
+Files   RUN/STAGE.pt, the checkpoint; RUN/log.jsonl, a line every ten steps with the stage, the step,
+        the learning rate, every term of the loss, clips a second, and the share of the time that
+        was spent waiting for clips. Steps that a stop has undone are there twice
 
-Read    Stage and fit; resume, which decides where it starts. Then prefetched, and the refusals.
+Read    Stage and fit; then resume, which decides where it starts, and what it refuses.
 
-Not here: processes (processes.py), what is told on the way (watch.py), files (checkpoint.py).
-
-Run:    python -m training.loop       the learning rate over a run, as a table
+Not here: networks and batches (train.py), processes (processes.py), files (checkpoint.py).
 """
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import json
 import math
+import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -26,46 +27,38 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.loader import one_core_each
 from data.source import digest
-from steps import STAGE_2, Trainee
-from training.build import as_plain, differences, from_plain
-from training.checkpoint import Writer, is_there, load_checkpoint, save_checkpoint
-from training.presets import TrainConfig
-from training.processes import (Numbers, Processes, StopSignal, average_terms, float32_as,
-                                from_first, refuse_different)
-from training.watch import Pace, Teller
-from transformer import TransformerConfig
+from steps import Trainee
+from training.checkpoint import (as_plain, from_plain, is_there, load_checkpoint,
+                                 save_checkpoint)
+from training.presets import MAY_CHANGE, STAGE_2, TrainConfig, settings_of
+from training.processes import (Processes, StopSignal, average_terms, float32_as, from_first,
+                                refuse_different)
+
+LOG_EVERY = 10                  # steps between lines of the log
 
 
 @dataclass
 class Stage:
-    """A stage as the loop sees it: it knows neither videos nor tokens."""
+    """A stage as the loop sees it: the loop knows neither videos nor tokens."""
 
     name: str                                       # and the name of its checkpoint
     trainee: Trainee
     step: Callable[[Trainee, object, TrainConfig], dict[str, Tensor]]
     batch_of: Callable[[int], object]               # step -> batch
-    peak_rate: float
+    close: Callable[[], None]                       # ends what batch_of keeps running
     steps: int
     warmup: int
-    clips: int                                      # of a step, in all processes together
-    configs: dict[str, object]                      # network, train, data: saved with the weights
-    facts: dict[str, object]                        # what else must be so again to go on: its clips
-    measure: Callable[[int, dict], dict] = lambda step, terms: {}    # terms -> more of them
-    watch: Callable[[int, dict], dict] = lambda step, terms: {}      # numbers -> what to show
-    origin: dict = field(default_factory=dict)      # the run that --init took weights from
-    close: Callable[[], None] = lambda: None        # ends what batch_of keeps running
+    saved: dict                                     # config, facts and origin of its checkpoints
+    watch: Callable[[int, dict], dict] = lambda step, terms: {}     # more terms, still as tensors
+    look: Callable[[], dict] | None = None          # at held-out clips -> numbers for the log
 
     @property
-    def plain(self) -> dict[str, dict]:
-        return {part: as_plain(each) for part, each in self.configs.items()}
+    def networks(self) -> dict[str, nn.Module]:
+        return self.trainee.networks
 
 
-class StageName(str):
-    """A stage's name, a plain string, that also leads to the networks in training."""
-
-    networks: dict[str, nn.Module]
+OnStep = Callable[[Stage, int, dict], dict | None]
 
 
 def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
@@ -77,94 +70,69 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
 # ---------------------------------------------------------------------------------------------
 # The loop
 
-def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes,
-        on_step: Callable[[str, int, dict], dict | None] | None = None) -> bool:
+def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes = Processes(),
+        on_step: OnStep | None = None) -> bool:
     """Train a stage from its last checkpoint to the end. True when the end was reached.
 
-    Everything random in a step is a function of (seed, rank, step), so that a run that was
-    stopped anywhere goes on as if nothing had happened. on_step(stage, step, terms) is called in
-    the first process after every step, before the checkpoint is saved. stage is the name, and
-    stage.networks the networks; numbers in a dict that it returns go into the log.
+    Everything random in a step is a function of (seed, rank, step), so a run that was stopped
+    anywhere resumes as if nothing had happened. on_step(stage, step, terms) is called in the first
+    process after every step, before the checkpoint is saved; terms are tensors, and what it
+    returns goes into the log. ValueError where another command trains in the folder, or where the
+    checkpoint is of other settings; FloatingPointError where numbers are not finite; OSError where
+    a checkpoint cannot be written: both name the last good one.
     """
-    path, total, name = run / f"{stage.name}.pt", stage.steps, StageName(stage.name)
-    name.networks, first, begin = stage.trainee.networks, processes.rank == 0, time.time()
-    start, finished = resume(stage, path, processes)
-    if finished:
-        return True
-    pace = Pace(stage.clips, processes.world, processes.device, first and not config.compile)
-    batches = prefetched(stage.batch_of, start, total)
-    with Writer(path, start, config) as writer, StopSignal() as stop, contextlib.closing(
-            stage), contextlib.closing(batches), float32_as(config.precision), tqdm(
-            total=total, initial=start, desc=stage.name, disable=not first,
-            mininterval=1.0) as bar:
-        tell = Teller(stage.name, run / "log.jsonl" if first else None, stage.watch,
-                      lambda shown: bar.set_postfix(shown, refresh=False), pace)
-        for step, batch in enumerate(pace.waiting(batches), start):
-            rate = learning_rate(step, stage.peak_rate, stage.warmup, total)
-            for optimizer in stage.trainee.optimizers.values():
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-            stage.trainee.step, done = step, step + 1
+    path, total, first = run / f"{stage.name}.pt", stage.steps, processes.rank == 0
+    peak = getattr(config, f"{settings_of(stage.name)}_rate")
+    with contextlib.closing(stage), locked(run, processes), StopSignal() as stop, float32_as(
+            config.precision):
+        start = resume(stage, path, processes)
+        saved, last_save, pace = start, time.monotonic(), Pace(stage, config)
+        bar = tqdm(range(start, total), stage.name, total, initial=start, disable=not first,
+                   mininterval=1.0)
+        for step in bar:
+            pace.waits()
+            batch = stage.batch_of(step)
+            pace.works()
+            rate, done = learning_rate(step, peak, stage.warmup, total), step + 1
+            set_rate(stage.trainee, rate)
             torch.manual_seed(seed_of(config.seed, processes.rank, step))            # dropout
-            with pace.counted():
-                terms = stage.step(stage.trainee, batch, config)
-            heard = torch.full((), float(stop.received), device=processes.device)
-            terms = average_terms(terms | stage.measure(step, terms) | dict(stop=heard))
-            returned = on_step(name, step, terms) if first and on_step else None
-            logged = step % 10 == 0 or done == total or returned
-            tell(Numbers(step, terms), dict(rate=rate) | (returned or {}) if logged else None)
-            bar.update()
-            leaves = step >= tell.ends or stop.received and processes.world == 1
-            if done == total or leaves or first and writer.is_due(done):
-                tell.catch_up()
-                if first and not tell.trouble:
-                    writer.save(done, dict(stage=stage.name, step=done, finished=done == total,
-                                           config=stage.plain, origin=stage.origin,
-                                           facts=stage.facts, **stage.trainee.state()))
-            if tell.trouble and (leaves or done == total):
-                raise FloatingPointError(
-                    f"{tell.trouble}. The last good checkpoint is {path} of step {writer.saved}; go"
-                    " on from it with --precision float32, or start anew with a lower rate (and "
-                    "another --out)")
+            terms = stage.step(stage.trainee, batch, config)
+            terms |= stage.watch(step, terms) | dict(stop=torch.tensor(
+                float(stop.received), device=processes.device))
+            terms = average_terms(terms)
+            heard = on_step(stage, step, terms) if first and on_step else None
+            if stage.look and first and config.evaluate_every and done % config.evaluate_every == 0:
+                heard = dict(held_out=stage.look()) | (heard or {})
+            by_number = any(every and done % every == 0
+                            for every in (config.save_every, config.keep_every))
+            logged = step % LOG_EVERY == 0 or done == total
+            alone_stopped = stop.received and processes.world == 1
+            if not (logged or heard or by_number or alone_stopped):
+                continue
+            # From here on, the host waits for the device, to read this step's numbers.
+            numbers = read(terms)
+            leaves = numbers.pop("stop") > 0 and (logged or by_number or alone_stopped)
+            refuse_not_finite(stage, step, numbers, path, saved)
+            if first and (logged or heard):
+                bar.set_postfix(loss=f"{numbers['loss']:.3f}", refresh=False)
+                write_log(run, dict(stage=stage.name, step=step, rate=rate) | numbers
+                          | (heard or {}) | pace.since_last(step))
+            by_clock = logged and 0 < 60 * config.save_minutes <= time.monotonic() - last_save
+            if first and (done == total or leaves or by_number or by_clock):
+                save(stage, done, path, saved, config.keep_every)
+                saved, last_save = done, time.monotonic()
             if leaves and done < total:
-                writer.wait()
                 if first:
-                    print(f"\nstopped after step {done} of {total} of the {name}, saved in {path};"
-                          " the same command goes on from here", file=sys.stderr)
+                    print(f"\nstopped after step {done} of {total} of the {stage.name}, saved in "
+                          f"{path}; the same command resumes from here", file=sys.stderr)
                 return False
-    if first:
-        print(f"{name} done in {time.time() - begin:.0f} s", file=sys.stderr)
     return True
 
 
-def resume(stage: Stage, path: Path, processes: Processes) -> tuple[int, bool]:
-    """Bring a stage to where its checkpoint is: (steps done, whether it was finished).
-
-    Process 0 reads the checkpoint, or has the weights to start with; the others receive them.
-    ValueError where processes differ in what they must have by themselves, or where the
-    configuration, or what the stage learns from, is not the checkpoint's.
-    """
-    settings = {part: values for part, values in stage.plain.items() if part != "data"}
-    refuse_different(stage.facts | {"the settings with digest": digest(settings)}, processes)
-
-    def read() -> dict:
-        if not is_there(path):
-            return dict(step=0, finished=False, origin=stage.origin) | (
-                stage.trainee.state() if processes.world > 1 else {})
-        state = load_checkpoint(path)
-        refuse_other_configuration(path, state["config"], stage.configs)
-        if not state["finished"]:
-            refuse_other_facts(path, state.get("facts", {}), stage.facts)
-        elif state["config"] != stage.plain:
-            # Settings that may change, such as those of decoding, are those of the last command.
-            save_checkpoint(path, state | dict(config=stage.plain))
-        return state
-
-    state = from_first(read, processes)
-    if stage.trainee.networks.keys() <= state.keys():
-        stage.trainee.load(state)
-    stage.origin = state.get("origin", {})
-    return state["step"], state["finished"]
+def set_rate(trainee: Trainee, rate: float) -> None:
+    for optimizer in trainee.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
 
 def seed_of(seed: int, rank: int, step: int) -> int:
@@ -172,56 +140,159 @@ def seed_of(seed: int, rank: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def prefetched(batch_of: Callable[[int], object], start: int, total: int) -> Iterator[object]:
-    """The batches of steps start .. total-1; the next is prepared in a thread meanwhile.
+def read(terms: dict[str, Tensor]) -> dict[str, float]:
+    """The single numbers among a step's terms, in one copy from the device."""
+    single = {name: term for name, term in terms.items() if term.ndim == 0}
+    values = torch.stack([term.detach().float() for term in single.values()]).tolist()
+    return dict(zip(single, values))
 
-    The first is made here, by all cores, for it may have to tokenize a pool.
+
+def refuse_not_finite(stage: Stage, step: int, numbers: dict[str, float], path: Path, saved: int
+                      ) -> None:
+    """FloatingPointError, before anything is saved, where a number is not finite."""
+    bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(
+            f"step {step} of the {stage.name}: {', '.join(bad)} not finite. {last_good(path, saved)}"
+            "; resume from it with --precision float32, or start anew with a lower rate (and "
+            "another --out)")
+
+
+def last_good(path: Path, saved: int) -> str:
+    if not is_there(path):
+        return "Nothing was saved"
+    return f"The last good checkpoint is {path} of step {saved}"
+
+
+def save(stage: Stage, done: int, path: Path, saved: int, keep_every: int) -> None:
+    """Save a stage after `done` steps. OSError where the disk is full: the one before stays."""
+    try:
+        save_checkpoint(path, dict(stage=stage.name, step=done, finished=done == stage.steps)
+                        | stage.saved | stage.trainee.state())
+        if keep_every and done % keep_every == 0:
+            kept = path.with_name(f"{path.stem}-step-{done}.pt")
+            kept.unlink(missing_ok=True)
+            os.link(path, kept)                      # the same file by a second name, no copy
+    except OSError as error:
+        raise OSError(f"{error}. {last_good(path, saved)}; the same command resumes from there"
+                      ) from error
+
+
+def write_log(run: Path, line: dict) -> None:
+    """Add a line to log.jsonl. A line that a kill has cut short is ended first."""
+    rounded = {name: round(value, 6) if isinstance(value, float) else value
+               for name, value in line.items()}
+    with open(run / "log.jsonl", "a+b") as file:
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+        file.write((json.dumps(rounded) + "\n").encode())
+
+
+class Pace:
+    """How fast a stage goes: clips a second, and the share of the time spent waiting for them."""
+
+    def __init__(self, stage: Stage, config: TrainConfig):
+        self.clips = getattr(config, f"{settings_of(stage.name)}_batch")
+        self.begin = self.since = self.asked = time.monotonic()
+        self.waited, self.step = 0.0, None
+
+    def waits(self) -> None:
+        self.asked = time.monotonic()
+
+    def works(self) -> None:
+        self.waited += time.monotonic() - self.asked
+
+    def since_last(self, step: int) -> dict[str, float]:
+        now, steps = time.monotonic(), 1 if self.step is None else step - self.step
+        seconds = max(now - self.since, 1e-9)
+        pace = dict(seconds=round(now - self.begin, 2), waiting=round(self.waited / seconds, 4),
+                    clips_per_second=round(steps * self.clips / seconds, 2))
+        self.since, self.waited, self.step = now, 0.0, step
+        return pace
+
+
+# ---------------------------------------------------------------------------------------------
+# Where it starts
+
+def resume(stage: Stage, path: Path, processes: Processes) -> int:
+    """Bring a stage to where its checkpoint is: the steps done, all of them if it was finished.
+
+    Process 0 reads the checkpoint, or has the weights to start with; the others receive them.
+    ValueError where processes differ in what they must have by themselves, or where the
+    configuration, or what the stage learns from, is not the checkpoint's.
     """
-    with one_core_each(1) as pool:
-        for step in range(start, total):
-            batch = batch_of(step) if step == start else waiting.result()
-            if step + 1 < total:
-                waiting = pool.submit(batch_of, step + 1)
-            yield batch
+    config = stage.saved["config"]
+    settings = {part: values for part, values in config.items() if part != "data"}
+    refuse_different(stage.saved["facts"] | {"the settings with digest": digest(settings)},
+                     processes)
+
+    def read_state() -> dict:
+        if not is_there(path):
+            return dict(step=0, finished=False, origin=stage.saved["origin"]) | (
+                stage.trainee.state() if processes.world > 1 else {})
+        state = load_checkpoint(path)
+        refuse_other_configuration(path, state, stage)
+        if state["finished"]:
+            if state["config"] != config:            # settings that may change are the last ones
+                save_checkpoint(path, state | dict(config=config))
+            return dict(step=stage.steps, finished=True, origin=state.get("origin", {}))
+        missing = sorted(stage.trainee.state().keys() - state.keys())
+        if missing:
+            raise ValueError(f"{path} has weights but no {missing[0]}, and cannot be resumed; "
+                             f"start another run from it with --init {path.parent}")
+        return state
+
+    state = from_first(read_state, processes)
+    if stage.networks.keys() <= state.keys():
+        stage.trainee.load(state)
+    stage.saved["origin"] = state.get("origin", {})
+    return state["step"]
 
 
-def refuse_other_facts(path: Path, there: dict[str, object], here: dict[str, object]) -> None:
-    """ValueError where a half-done stage would go on with other clips, tokens or losses.
-
-    What a checkpoint of an older version does not know is not compared.
-    """
-    other = [f"{name} {there[name]!r} there, {value!r} here" for name, value in here.items()
-             if name in there and there[name] != value]
-    if other:
-        raise ValueError(f"{path} is half done and was trained with other things: "
-                         f"{'; '.join(other)}. Bring them back, or give --out another folder")
-
-
-def refuse_other_configuration(path: Path, plain: dict[str, dict], configs: dict[str, object]
-                               ) -> None:
-    """ValueError naming the settings in which a checkpoint differs from the run to be resumed.
+def refuse_other_configuration(path: Path, state: dict, stage: Stage) -> None:
+    """ValueError naming the settings, clips or losses in which a checkpoint is another run's.
 
     A setting that the checkpoint does not know had its default. Not compared: what may change on
-    the way (each field says so), and stage 2's settings where stage 1 is resumed.
+    the way, the settings of stage 2 where stage 1 is resumed, and, once a stage is finished, what
+    it learned from.
     """
-    stage_2, different = isinstance(configs["network"], TransformerConfig), []
-    for part, new in configs.items():
-        groups = {field.name: field.metadata.get("group") for field in dataclasses.fields(new)}
-        for name, (there, here) in differences(from_plain(plain[part], type(new)), new).items():
-            if stage_2 or groups[name] != STAGE_2.args[0]:
-                different.append(f"{part}.{name} {there!r} there, {here!r} here")
+    different = []
+    free = {*MAY_CHANGE, "test_root", "test_split"} | (
+        set() if stage.name == "transformer" else set(STAGE_2))
+    for part, here in stage.saved["config"].items():
+        there = as_plain(from_plain(state["config"][part]))
+        different += [f"{part}.{name} {there.get(name)!r} there, {value!r} here"
+                      for name, value in here.items()
+                      if name not in free and there.get(name) != value]
+    facts = {} if state["finished"] else state.get("facts", {})
+    different += [f"{name} {facts[name]!r} there, {value!r} here"
+                  for name, value in stage.saved["facts"].items()
+                  if name in facts and facts[name] != value]
     if different:
-        raise ValueError(f"{path} was trained with another configuration: {'; '.join(different)}. "
-                         "Give --out another folder, or the old settings")
+        raise ValueError(f"{path} was trained with other things: {'; '.join(different)}. Give "
+                         "--out another folder, or the old ones")
 
 
-def main() -> None:
-    total, warmup = 74_000, 5_000
-    print(f"learning rate of the transformer on UCF-101 (B): {total} steps, {warmup} of warm-up")
-    for step in (0, 1, warmup // 2, warmup, total // 4, total // 2, total * 3 // 4, total - 1):
-        rate = learning_rate(step, 1e-4, warmup, total)
-        print(f"  step {step:6}  {rate:.3e}  {'#' * round(rate * 6e5)}")
+@contextlib.contextmanager
+def locked(run: Path, processes: Processes) -> Iterator[None]:
+    """ValueError, in all processes, where another command on this machine trains in the folder.
+
+    Process 0 holds the lock. The system releases it when that process ends, by kill -9 as well.
+    """
+    with open(run / ".lock", "w") if processes.rank == 0 else contextlib.nullcontext() as file:
+        from_first(lambda: take_lock(run, file), processes)
+        yield
 
 
-if __name__ == "__main__":
-    main()
+def take_lock(run: Path, file) -> None:
+    if os.name != "posix":
+        return
+    import fcntl                                     # which only Unix has
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another command is training in {run}; wait for it, or give --out "
+                         "another folder") from None
+    except OSError as error:                         # some network disks cannot lock
+        print(f"warning: {run} cannot be locked ({error.strerror}); start no second command there",
+              file=sys.stderr)

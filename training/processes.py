@@ -4,25 +4,20 @@ Paper   none; App. B.2's batches are shared out to as many GPUs as there are
 
 Shapes  torchrun's environment -> start_processes -> Processes
         what process 0 read -> from_first -> the same in all processes
-        facts of each process -> refuse_different -> nothing, or one sentence on all of them
+        facts of each process -> refuse_different -> nothing, or a ValueError in all of them
 
-Read    Processes, start_processes, from_first, refuse_different; then Numbers, one step's.
+Read    Processes, start_processes, from_first, refuse_different; then average_terms, StopSignal.
 
 Data parallel training is written out: each process has a share of the batch, and gradients are
 averaged once per step, after all backward passes (steps.average_gradients). That is right only
 where all processes hold the same weights, which is why process 0 alone reads checkpoints.
-
-Run:    torchrun --nproc_per_node 2 -m training.processes     two processes agree, then do not
 """
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import platform
 import signal
 import socket
-import sys
 import threading
 from datetime import timedelta
 from typing import Any, Callable, Iterator, NamedTuple, TypeVar
@@ -31,6 +26,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from data.source import cores
 
 Read = TypeVar("Read")
 FLOAT32_PLACES = torch.backends.cuda.matmul, torch.backends.cudnn   # who may round it to TF32
@@ -48,8 +45,9 @@ def start_processes(backend: str | None = None, before: Callable[[], Any] | None
                     ) -> Processes:
     """One process, or what torchrun started: NCCL with GPUs, gloo without.
 
-    before() is called once on each machine, while its other processes wait: long work whose result
-    lies on the disk. options go to dist.init_process_group. GPUs keep all of float32 (float32_as).
+    before() is called under torchrun, once on each machine, while its other processes wait: long
+    work whose result lies on the disk. options go to dist.init_process_group. GPUs keep all of
+    float32 (float32_as).
     """
     for place in FLOAT32_PLACES:
         place.allow_tf32 = False
@@ -57,8 +55,6 @@ def start_processes(backend: str | None = None, before: Callable[[], Any] | None
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ:
-        if before:
-            before()
         return Processes(device=device)
     join_processes(backend or ("nccl" if device.type == "cuda" else "gloo"), before, **options)
     return Processes(dist.get_rank(), dist.get_world_size(), device)
@@ -86,23 +82,15 @@ def join_processes(backend: str, before: Callable[[], Any] | None = None, **opti
 
 
 def device_of_this_process() -> torch.device:
-    """Its GPU, where there are any, or the CPU, where memory then stays with this process.
-
-    Else Linux's C library gives large blocks back to the system, which fills each page of the next
-    one with zeros when it is first touched: three tenths of decoding (docs/speed.md).
-    """
+    """Its GPU, where there are any, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(-4, 0)           # M_MMAP_MAX: no block is asked of the system for itself
-        library.mallopt(-1, -1)          # M_TRIM_THRESHOLD: the heap does not shrink
     return torch.device("cpu")
 
 
 def threads_of_this_process() -> int:
-    """This machine's cores, shared out to the processes that torchrun started on it."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    """The cores of this machine, shared out to the processes that torchrun started on it."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextlib.contextmanager
@@ -188,32 +176,10 @@ def average_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     return terms | dict(zip(names, numbers / dist.get_world_size()))
 
 
-class Numbers:
-    """The numbers of a step on their way to the host.
-
-    A GPU works on while its program waits for nothing. So they are packed into one tensor, copied
-    behind the work, and read a step later, when they are there.
-    """
-
-    def __init__(self, step: int, terms: dict[str, Tensor]):
-        self.step = step
-        self.names = [name for name, term in terms.items() if term.ndim == 0]
-        packed = torch.stack([terms[name].detach().float() for name in self.names])
-        self.host = packed.to("cpu", non_blocking=True)
-        self.copied = torch.cuda.Event() if packed.is_cuda else None
-        if self.copied:
-            self.copied.record()
-
-    def read(self) -> dict[str, float]:
-        if self.copied:
-            self.copied.synchronize()
-        return dict(zip(self.names, self.host.tolist()))
-
-
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into "finish this step, save, leave".
+    """Turns Ctrl-C, SIGTERM and SIGHUP into "finish this step, save, leave".
 
-    Many processes leave after the next one: which has heard it goes out with a step's numbers.
+    A signal that is ignored stays ignored, as SIGHUP is under nohup.
     """
 
     received = False
@@ -221,8 +187,10 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         self.before = {}
         if threading.current_thread() is threading.main_thread():    # others may not set handlers
-            self.before = {number: signal.signal(number, self._note)
-                           for number in (signal.SIGINT, signal.SIGTERM)}
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)                 # Windows has no SIGHUP
+                if number and signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: object) -> None:
@@ -231,23 +199,3 @@ class StopSignal:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def main() -> None:
-    processes = start_processes()
-    weights = from_first(lambda: torch.arange(3.0), processes)
-    print(f"process {processes.rank} of {processes.world}: weights {weights.tolist()}")
-    with float32_as("tf32"):
-        print(f"TF32 where it is asked for: {torch.backends.cudnn.allow_tf32}; else:", end=" ")
-    print(torch.backends.cudnn.allow_tf32, f"\n{threads_of_this_process()} threads decode clips")
-    try:
-        refuse_different({"a fact of its own,": processes.rank}, processes)
-    except ValueError as error:
-        if processes.rank == 0:
-            print(error, file=sys.stderr)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

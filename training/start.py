@@ -1,80 +1,163 @@
-"""Where a stage's weights start: at random, at clips, at a 2D network, or at another run.
+"""A stage's networks and optimizers, and where its weights start.
 
-Paper   Sec. 3.1 and Table 7 (inflation); the rest is ours
+Paper   App. A.1, A.2 and B.2 (sizes, optimizers), Sec. 3.1 and Table 7 (inflation); the other ways
+        to start are ours
 
-Shapes  a Trainee with fresh weights -> the same Trainee, its weights changed in place
+Shapes  TrainConfig, stage -> build -> Trainee with fresh weights -> start_weights changes them
 
-Read    check_all, all that is checked before a first step; start_stage, which says what happens
-        when; then each way to start.
-
-Run:    python -m training.start     which token a token of the toy attends to before any training
+Read    build, transformer_config; start_weights, then each way to start.
 """
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Callable
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from commit import TASKS
-from data.clips import DataConfig
+from commit import MT10, TASKS
 from data.source import ClipSource, load_batch
+from discriminator import LeCam
 from steps import Trainee
-from tokenizer import TokenizerConfig, inflate
-from training.build import differences, from_plain, refuse_impossible, transformer_config
-from training.checkpoint import is_there, load_checkpoint, load_network
-from training.plan import doubts
-from training.presets import TrainConfig
-from training.processes import Processes
-from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig
+from tokenizer import ResidualBlock, inflate
+from training.checkpoint import from_plain, is_there, load_checkpoint, load_network
+from training.kernels import use
+from training.presets import TrainConfig, settings_of
+from transformer import TransformerConfig
 
 
-def check_all(config: TrainConfig, stages: list[str], source: ClipSource, processes: Processes
-              ) -> None:
-    """ValueError where settings, stages and clips do not fit, before training; doubts are said."""
-    if not set(stages) <= {"image", "tokenizer", "transformer"}:
-        raise ValueError(f"stage {stages[0]!r} is unknown; choose all, image, tokenizer or "
-                         "transformer")
-    shape = source.clip(0, None)[0].shape[:3]
-    if shape[1:] != config.clip_shape[1:] or stages != ["image"] and shape[0] != config.frames:
-        raise ValueError(f"clips of the data are {'x'.join(map(str, shape))} (T x H x W); the run "
-                         f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
-                         "--resolution, or the data")
-    for name in stages:
-        if not config.steps(name, len(source))[0]:
-            raise ValueError(f"0 steps of the {name}; set its steps or epochs")
-    refuse_impossible(config, stages, len(source.class_names), processes.world)
-    if config.init and stages != ["image"]:
-        refuse_other_networks(config, stages, len(source.class_names))
-    for name in stages if processes.rank == 0 else []:
-        for words in doubts(config, name, len(source)):
-            print(f"warning: {words}", file=sys.stderr)
+def build(config: TrainConfig, stage: str, *, num_classes: int = 0,
+          tokenizer: nn.Module | None = None, device: torch.device | str = "cpu") -> Trainee:
+    """What a stage trains, with fresh weights: "image", "tokenizer" or "transformer".
 
-
-def classes_used(config: TrainConfig, data: DataConfig, source: ClipSource) -> int:
-    """How many classes the vocabulary has rows for: none where no task asks for one.
-
-    Kinetics lies in folders with names, which frame prediction has no use for.
+    Stage 1 has the tokenizer, its moving average and, if its weight is not 0, an adversary; stage
+    2 the transformer, for num_classes and for `tokenizer` (by default, the configuration's).
     """
-    used = data.dataset != "folder" or any(TASKS[task].class_conditional for task in config.tasks)
-    return len(source.class_names) if used else 0
+    networks = build_networks(config, stage, num_classes, tokenizer)
+    for network in networks.values():
+        use(network).to(device)
+    return Trainee(networks, build_optimizers(networks, config))
 
 
-def facts_of(source: ClipSource) -> dict[str, object]:
-    """What tells these clips from others: a run that was stopped goes on with the same alone."""
-    return dict(clips=len(source), fingerprint=source.fingerprint())
+def build_networks(config: TrainConfig, stage: str, num_classes: int = 0,
+                   tokenizer: nn.Module | None = None) -> dict[str, nn.Module]:
+    """The networks of build, by name."""
+    if stage == "transformer":
+        networks = dict(transformer=transformer_config(config, num_classes, tokenizer).build())
+    else:
+        configs = dict(tokenizer=config.tokenizer_config())
+        if config.adversarial_weight:
+            configs["discriminator"] = config.discriminator_config()
+        networks = {name: (each.image_twin() if stage == "image" else each).build()
+                    for name, each in configs.items()}
+        if config.adversarial_weight:
+            networks["lecam"] = LeCam()
+        networks["ema"] = copy.deepcopy(networks["tokenizer"]).requires_grad_(False)
+    for network in networks.values():
+        for module in network.modules():
+            if hasattr(module, "recompute"):
+                module.recompute = config.recompute
+    return networks
 
 
-def start_stage(trainee: Trainee, stage: str, config: TrainConfig, source: ClipSource, run: Path,
-                grid: tuple[int, int, int] | None = None) -> dict:
+def build_optimizers(networks: dict[str, nn.Module], config: TrainConfig
+                     ) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of build, by the names of the networks that they update (App. B.2)."""
+    if "transformer" in networks:
+        decayed, free = decay_groups(networks["transformer"])
+        return dict(transformer=torch.optim.AdamW(
+            [dict(params=decayed, weight_decay=config.weight_decay),
+             dict(params=free, weight_decay=0.0)],
+            lr=config.transformer_rate, fused=True,
+            betas=(config.transformer_beta1, config.transformer_beta2)))
+    return {name: torch.optim.Adam(networks[name].parameters(), lr=config.tokenizer_rate,
+                                   betas=(config.tokenizer_beta1, config.tokenizer_beta2),
+                                   fused=True)
+            for name in ("tokenizer", "discriminator") if name in networks}
+
+
+def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters with weight decay, the matrices of linear layers, and those without (official)."""
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    chosen = {id(matrix) for matrix in matrices}
+    return matrices, [p for p in model.parameters() if id(p) not in chosen]
+
+
+def transformer_config(config: TrainConfig, num_classes: int, tokenizer: nn.Module | None = None
+                       ) -> TransformerConfig:
+    """The transformer that fits a tokenizer (by default the configuration's) and its clips.
+
+    It has the paper's ten prompts, and more only for tasks of the run that are not among them.
+    """
+    tokenizer = tokenizer or without_weights(config.tokenizer_config().build)
+    grid, tasks = tokenizer.latent_shape(*config.clip_shape), tuple(dict.fromkeys(config.tasks))
+    return replace(config.transformer_config(), codebook_size=tokenizer.codebook_size,
+                   num_tokens=math.prod(grid), grid=grid, num_classes=num_classes,
+                   tasks=(*MT10, *(task for task in tasks if task not in MT10)),
+                   trained_tasks=tuple(usable_tasks(tasks, num_classes)))
+
+
+def usable_tasks(tasks: tuple[str, ...], num_classes: int) -> list[str]:
+    """The tasks that data with so many classes can be used for, in their order."""
+    return [task for task in tasks if num_classes or not TASKS[task].needs_classes]
+
+
+def without_weights(make: Callable[[], Any]) -> Any:
+    """make() on the meta device, whose tensors have shapes but no numbers.
+
+    For real where the constructor needs numbers, which a tokenizer of one's own may.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except (RuntimeError, NotImplementedError):
+        return make()
+
+
+def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int, world: int = 1
+                      ) -> None:
+    """ValueError, before anything is trained, where some stage could not begin or end."""
+    config.check()
+    unknown = set(stages) - {"image", "tokenizer", "transformer"}
+    if unknown:
+        raise ValueError(f"stage {unknown.pop()!r} is unknown; choose all, image, tokenizer or "
+                         "transformer")
+    for stage in stages:
+        batch = f"{settings_of(stage)}_batch"
+        if getattr(config, batch) % world:
+            raise ValueError(f"{batch} is {getattr(config, batch)}; wanted a multiple of the "
+                             f"{world} processes")
+    if config.adversarial_weight and stages != ["transformer"]:
+        config.discriminator_config()
+    tokenizer = without_weights(config.tokenizer_config().build)
+    size = transformer_config(config, num_classes, tokenizer)
+    if "transformer" in stages and not size.trained_tasks:
+        raise ValueError(f"the data have no classes, and {' '.join(config.tasks)} need some; give "
+                         "videos in folders of the classes' names, or other --tasks")
+    if size.hidden_size % size.num_heads:
+        raise ValueError(f"hidden size {size.hidden_size} does not make {size.num_heads} heads")
+    if "transformer" in stages and config.start_local and size.hidden_size % 16:
+        raise ValueError(f"start_local needs a hidden size that 16 divides, got {size.hidden_size}")
+    if config.codebook_from_data and not hasattr(getattr(tokenizer, "quantizer", 0), "codebook"):
+        raise ValueError(f"a {type(tokenizer).__name__} has no codebook to start; give "
+                         "--no-codebook-from-data")
+    if config.init and stages != ["image"]:
+        refuse_other_networks(config, stages, num_classes)
+
+
+# ---------------------------------------------------------------------------------------------
+# Where weights start
+
+def start_weights(trainee: Trainee, stage: str, config: TrainConfig, source: ClipSource, run: Path
+                  ) -> dict:
     """Change a stage's fresh weights to those that the configuration asks for.
 
-    grid: (t, h, w) of the tokens, for stage 2. Returns what a checkpoint should say of it: nothing,
-    or the run that the weights are from.
+    Returns what a checkpoint should say of it: nothing, or the run that the weights are from.
     """
     if is_there(run / f"{stage}.pt"):
         return {}                                        # the weights are in the checkpoint
@@ -83,16 +166,17 @@ def start_stage(trainee: Trainee, stage: str, config: TrainConfig, source: ClipS
         if config.init:
             return transformer_from_run(transformer, Path(config.init), source.class_names)
         if config.start_local:
-            start_local(transformer, grid)
+            start_local(transformer, transformer.config.grid)
         return {}
     tokenizer, origin = trainee.networks["tokenizer"], {}
+    apply_gains(tokenizer, config)
     if config.init and stage == "tokenizer":
         origin = tokenizer_from_run(trainee, Path(config.init))
     elif config.inflate and stage == "tokenizer":
         state = load_checkpoint(run / "image.pt")
-        inflate(state["ema"], tokenizer, config.inflate)
-        if "discriminator" in trainee.networks and config.inflate != "last":
-            inflate(state["discriminator"], trainee.networks["discriminator"], config.inflate)
+        inflate_from(state["ema"], tokenizer, config.inflate)
+        if "discriminator" in trainee.networks and "discriminator" in state:
+            inflate_from(state["discriminator"], trainee.networks["discriminator"], config.inflate)
     elif config.codebook_from_data:
         device = next(tokenizer.parameters()).device
         codebook_from_data(tokenizer, load_batch(source, 0, 16, config.seed)[0].to(device),
@@ -102,13 +186,28 @@ def start_stage(trainee: Trainee, stage: str, config: TrainConfig, source: ClipS
 
 
 @torch.no_grad()
+def apply_gains(tokenizer: nn.Module, config: TrainConfig) -> None:
+    """For short runs: residual blocks and latents start as small as the configuration says."""
+    for module in tokenizer.modules():
+        if isinstance(module, ResidualBlock):
+            module.main[-1].weight.mul_(config.residual_gain)
+    if config.latent_gain != 1:
+        tokenizer.encoder[-1].weight.mul_(config.latent_gain)
+
+
+def inflate_from(image_state: dict[str, Tensor], network: nn.Module, mode: str) -> None:
+    """Inflate as the network's configuration does, or, by default, as the paper (Sec. 3.1)."""
+    getattr(network.config, "inflate", inflate)(image_state, network, mode)
+
+
+@torch.no_grad()
 def codebook_from_data(tokenizer: nn.Module, video: Tensor, seed: int) -> None:
     """Start the codes at latents of real clips: a short run has no time to move them there.
 
     The first code is a latent drawn at random. Each further one is drawn with its squared
     distance to the nearest code so far as its chance (k-means++), so that a wide plain background
-    gets a few codes and not most of them. Latents should start small (TokenizerConfig's
-    latent_gain), or the quickest way to less loss is to make them all alike.
+    gets a few codes and not most of them. Latents should start small (latent_gain), or the
+    quickest way to less loss is to make them all alike.
     """
     latents = rearrange(tokenizer.latents(video), "b d t h w -> (b t h w) d").cpu()
     generator = torch.Generator().manual_seed(seed)
@@ -121,7 +220,7 @@ def codebook_from_data(tokenizer: nn.Module, video: Tensor, seed: int) -> None:
 
 
 @torch.no_grad()
-def start_local(model: MaskedTransformer, grid: tuple[int, int, int]) -> None:
+def start_local(model: nn.Module, grid: tuple[int, int, int]) -> None:
     """For short runs: let each token attend to its neighbours from the first step on.
 
     The positions of the (t, h, w) grid start as waves along the three axes, so that near ones are
@@ -148,6 +247,24 @@ def start_local(model: MaskedTransformer, grid: tuple[int, int, int]) -> None:
 # ---------------------------------------------------------------------------------------------
 # From another run (fine-tuning)
 
+def refuse_other_networks(config: TrainConfig, stages: list[str], num_classes: int) -> None:
+    """ValueError, before anything is trained, where the run config.init has other networks."""
+    init = Path(config.init)
+    if "tokenizer" in stages:
+        theirs = from_plain(load_checkpoint(init / "tokenizer.pt")["config"]["network"])
+        if theirs != config.tokenizer_config():
+            raise ValueError(f"the tokenizer of {init} is {theirs}; this run's is "
+                             f"{config.tokenizer_config()}: give --tokenizer and --padding of that "
+                             "run")
+    if "transformer" in stages:
+        theirs = from_plain(load_checkpoint(init / "transformer.pt")["config"]["network"])
+        ours = transformer_config(config, num_classes)
+        free = ("num_classes", "tasks", "trained_tasks", "hidden_dropout", "attention_dropout")
+        if replace(theirs, **{name: getattr(ours, name) for name in free}) != ours:
+            raise ValueError(f"the transformer of {init} is {theirs}; this run's is {ours}: only "
+                             "classes, tasks and dropout may differ")
+
+
 def tokenizer_from_run(trainee: Trainee, init: Path) -> dict:
     """The averaged weights of another run's tokenizer; its discriminator where both have one."""
     state = load_checkpoint(init / "tokenizer.pt")
@@ -157,82 +274,37 @@ def tokenizer_from_run(trainee: Trainee, init: Path) -> dict:
     return dict(run=str(init.resolve()), step=state["step"])
 
 
-def refuse_other_networks(config: TrainConfig, stages: list[str], num_classes: int) -> None:
-    """ValueError, before anything is trained, where the run config.init has other networks."""
-    init = Path(config.init)
-    saved = {stage: load_checkpoint(init / f"{stage}.pt")["config"]["network"] for stage in stages}
-    if "tokenizer" in saved:
-        ours, theirs = config.tokenizer_config(), from_plain(saved["tokenizer"], TokenizerConfig)
-        if type(ours) is not type(theirs) or differences(theirs, ours):
-            raise ValueError(f"the tokenizer of {init} is {theirs}; this run's is {ours}: give "
-                             "--tokenizer and --padding of that run")
-    if "transformer" in saved:
-        refuse_other_size(transformer_config(config, num_classes),
-                          from_plain(saved["transformer"], TransformerConfig), init)
-
-
-def refuse_other_size(ours: TransformerConfig, theirs: TransformerConfig, init: Path) -> None:
-    """ValueError where a transformer cannot start from that of the run `init`."""
-    names = ("num_classes", "num_tasks", "task_names", "hidden_dropout", "attention_dropout")
-    if replace(theirs, **{name: getattr(ours, name) for name in names}) != ours:
-        raise ValueError(f"the transformer of {init} is {theirs}; this run's is {ours}: only "
-                         "classes, tasks and dropout may differ")
-
-
 @torch.no_grad()
-def transformer_from_run(model: MaskedTransformer, init: Path, class_names: list[str]) -> dict:
+def transformer_from_run(model: nn.Module, init: Path, class_names: list[str]) -> dict:
     """The weights of another run's transformer, its vocabulary translated to this run's.
 
-    Codes and [MASK] keep their rows. A class, and a task's prompt, take the row of the class or
-    task of the same name; those that are new keep the row they were drawn with. ValueError where
-    anything else differs: another grid of tokens, other sizes, another codebook.
+    A row of the vocabulary is taken from the row of the same name: code, class, task, [MASK]. The
+    rows of classes and tasks that are new stay as they were drawn.
     """
     state = load_checkpoint(init / "transformer.pt")
     other = load_network(state)
-    refuse_other_size(model.config, other.config, init)
-    if model.config.table_size != model.config.vocabulary_size:
-        raise ValueError(f"a {type(model).__name__} has no row for each code, and cannot start "
-                         f"from {init}; give --stage tokenizer")
-    theirs = list(state["config"]["data"]["class_names"])
-    rows = {code: code for code in range(model.config.codebook_size)}             # ours -> theirs
-    first, first_there = (network.config.codebook_size for network in (model, other))
-    rows |= {first + i: first_there + theirs.index(name)
-             for i, name in enumerate(class_names) if name in theirs}
-    rows |= {first + model.no_class: first_there + other.no_class, model.mask_id: other.mask_id}
-    prompts, prompts_there = first + model.no_class + 1, first_there + other.no_class + 1
-    rows |= {prompts + i: prompts_there + other.prompts.index(task)
-             for i, task in enumerate(model.prompts) if task in other.prompts}
-    weights, ours = other.state_dict(), model.state_dict()
+    ours = row_names(model.config, class_names)
+    theirs = {name: row for row, name in enumerate(
+        row_names(other.config, state["config"]["data"]["class_names"]))}
+    weights = other.state_dict()
     for name in ("token_embedding.weight", "head_bias"):
-        table = ours[name].clone()
-        table[list(rows)] = weights[name][list(rows.values())].to(table)
+        table = model.state_dict()[name].clone()
+        if len(table) != len(ours):
+            raise ValueError(f"a {type(model).__name__} has no row for each code, and cannot start "
+                             f"from {init}; give --stage tokenizer")
+        for row, meaning in enumerate(ours):
+            if meaning in theirs:
+                table[row] = weights[name][theirs[meaning]]
         weights[name] = table
     model.load_state_dict(weights)
-    new = [name for name in class_names if name not in theirs]
+    new = [meaning for meaning in ours if meaning not in theirs]
     if new:
-        print(f"{len(new)} of {len(class_names)} classes are new to {init}: {', '.join(new[:5])}",
-              file=sys.stderr)
+        print(f"new to {init}: {', '.join(new[:5])}{', ...' * (len(new) > 5)}", file=sys.stderr)
     return dict(run=str(init.resolve()), step=state["step"])
 
 
-def main() -> None:
-    """Attention of the first layer, from a token in the middle to its own latent frame."""
-    config, grid = replace(TRANSFORMERS["toy"], num_classes=16), (4, 4, 4)
-    for name in ("at random", "start_local"):
-        torch.manual_seed(0)
-        model = MaskedTransformer(config)
-        if name == "start_local":
-            start_local(model, grid)
-        block = model.blocks[0].attention
-        x = model.embedding_norm(model.position_embedding.weight[2:])
-        query, key, _ = rearrange(block.query_key_value(x), "n (three heads d) -> three heads n d",
-                                  three=3, heads=block.num_heads)
-        weight = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1).mean(0)
-        frame = weight.view(*grid, *grid)[1, 1, 1, 1]
-        print(f"{name}: what token (1, 1, 1) attends to in its frame, in percent")
-        for row in (100 * frame).tolist():
-            print("   ", *(f"{value:5.1f}" for value in row))
-
-
-if __name__ == "__main__":
-    main()
+def row_names(config: TransformerConfig, class_names: list[str]) -> list[str]:
+    """What each row of a transformer's vocabulary means, in its order."""
+    return [*(f"code {code}" for code in range(config.codebook_size)),
+            *(f"class {name}" for name in class_names[:config.num_classes]), "no class",
+            *(f"task {task}" for task in config.tasks), "[MASK]"]
