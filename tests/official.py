@@ -180,28 +180,33 @@ def _dense(state: dict, name: str, params: dict, official: str) -> None:
 
 # ---------------------------------------------------------------------------------------------
 # Transformer. The official vocabulary ends with 16 special ids, written as negative numbers:
-# -1 is [MASK], -k the k-th from the end. Ours has num_tasks prompts, then [MASK]. With
-# num_tasks = 15 the two tables have the same rows, and official special id -k is our task 16 - k.
+# -1 is [MASK], -k the k-th from the end. So 15 prompts and [MASK] are the same rows, and official
+# special id -k is our prompt 16 - k.
+
+# The four prompts that the official code shares among its tasks, by the name of one of them.
+OFFICIAL_PROMPTS = {-6: "OPC", -5: "FI", -4: "FP", -3: "CG"}
+
 
 def load_transformer(npz, prefix: str = "params", *, codebook_size: int | None = None,
                      num_classes: int | None = None) -> MaskedTransformer:
     """A MaskedTransformer, in eval mode, with official parameters.
 
-    codebook_size, num_classes: None takes the file's. Single-task models have no prompt.
+    codebook_size, num_classes: None takes the file's. Single-task models have no prompt. Prompts
+    that no official task uses have numbers for names.
     """
     arrays = arrays_of(npz)
     params = below(arrays, prefix)
     codes = int(arrays["codebook_size"] if codebook_size is None else codebook_size)
     classes = int(arrays["num_classes"] if num_classes is None else num_classes)
     vocabulary, width = params["BertEmbed_0/word_embeddings/embedding"].shape
-    tasks = vocabulary - codes - classes - 2
+    prompts = vocabulary - codes - classes - 2
     query = params["BertLayer_0/BertAttention_0/self_attention/query/kernel"]
     positions = len(params["BertEmbed_0/position_embeddings/embedding"])
-    model = MaskedTransformer(TransformerConfig(
+    model = TransformerConfig(
         num_layers=count(params, r"BertLayer_\d+/"), hidden_size=width, num_heads=query.shape[1],
         mlp_size=params["BertLayer_0/BertMlp_0/layer_output/kernel"].shape[0],
-        codebook_size=codes, num_tokens=positions - 1 - (tasks > 0), num_classes=classes,
-        num_tasks=tasks))
+        codebook_size=codes, num_tokens=positions - 1 - (prompts > 0), num_classes=classes,
+        tasks=tuple(OFFICIAL_PROMPTS.get(i - prompts - 1, str(i)) for i in range(prompts))).build()
     model.load_state_dict(transformer_state(params))
     return model.eval()
 
