@@ -129,7 +129,6 @@ def unseen(config: TrainConfig, data: DataConfig, source: ClipSource) -> ClipSou
 def make_stage(name: str, config: TrainConfig, data: DataConfig, source: ClipSource, run: Path,
                processes: Processes, tokens: Tokens = None) -> Stage:
     """A stage as the loop takes it, ready to begin or to resume."""
-    torch.manual_seed(config.seed)
     resolved = replace(config, precision=resolve_precision(config.precision, processes.device))
     look = HeldOut(resolved, unseen(config, data, source), run) if (
         config.evaluate_every and processes.rank == 0 and name != "image") else None
@@ -143,6 +142,7 @@ def make_stage(name: str, config: TrainConfig, data: DataConfig, source: ClipSou
 def tokenizer_stage(name: str, config: TrainConfig, source: ClipSource, run: Path,
                     processes: Processes, saved: dict, look: HeldOut | None) -> Stage:
     """Stage 1, or its 2D ancestor (stage "image"), with EMA and, if its weight is not 0, a GAN."""
+    torch.manual_seed(config.seed)
     trainee = build(config, name, device=processes.device)
     tokenizer = trainee.networks["tokenizer"]
     # Process 0 decides where weights start, and the loop hands them to the others.
@@ -190,6 +190,7 @@ def transformer_stage(config: TrainConfig, data: DataConfig, source: ClipSource,
     named = data.dataset != "folder" or config.num_classes or any(
         TASKS[task].class_conditional for task in config.tasks)
     num_classes = len(source.class_names) if named else 0
+    torch.manual_seed(config.seed)
     trainee = build(config, "transformer", num_classes=num_classes, tokenizer=tokenizer,
                     device=processes.device)
     transformer = trainee.networks["transformer"]

@@ -17,8 +17,10 @@ from typing import Callable
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from commit import TASKS, nothing
 from steps import TokenBatch, Trainee, tokenizer_step, transformer_step
 from training.kernels import resolve_precision
 from training.presets import TrainConfig, settings_of
@@ -27,10 +29,11 @@ from training.start import build_networks, build_optimizers, without_weights
 
 # PyTorch counts attention on GPUs only; on CPUs it is another operation with the same shapes.
 aten = torch.ops.aten
-ATTENTION = {aten._scaled_dot_product_flash_attention_for_cpu:
-             flop_registry[aten._scaled_dot_product_flash_attention],
-             aten._scaled_dot_product_flash_attention_for_cpu_backward:
-             flop_registry[aten._scaled_dot_product_flash_attention_backward]}
+FORMULAS = flop_registry | {
+    aten._scaled_dot_product_flash_attention_for_cpu:
+        flop_registry[aten._scaled_dot_product_flash_attention],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        flop_registry[aten._scaled_dot_product_flash_attention_backward]}
 SOME = 4                             # clips on which a step is counted and tried
 
 
@@ -77,8 +80,8 @@ def plan(name: str, config: TrainConfig) -> str:
 def flop_of_step(config: TrainConfig, stage: str) -> float:
     """FLOP of a training step for each clip: forward, backward, R1's second derivative.
 
-    Stage 2 tokenizes the clips of its batch, too, unless config.token_pool has them ready: its
-    tokenizer encodes each clip, and the condition of its task.
+    Stage 2 tokenizes the clips of its batch, too, unless config.token_pool has them ready: each
+    clip is encoded, and the condition of its task if that gives any pixels.
     """
     config = replace(config, precision="float32", accumulate=1)
     networks = empty_networks(config, stage)
@@ -88,12 +91,27 @@ def flop_of_step(config: TrainConfig, stage: str) -> float:
                            for name, network in networks.items()}, {})
         trainee.optimizers = build_optimizers(trainee.networks, config)
         step = made_up_step(trainee, config, stage, SOME)
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as count:
+        with CountFlop() as count:
             step()
-            if stage == "transformer" and not config.token_pool:
-                for _ in range(2):
-                    tokenizer.encode(made_up(config, SOME))
-    return count.get_total_flops() / SOME
+        with torch.no_grad(), CountFlop() as encoding:
+            tokenizer.latents(made_up(config, SOME))
+    encoded = 0.0 if stage == "tokenizer" or config.token_pool else 1 + sum(
+        TASKS[task].region is not nothing for task in config.tasks) / len(config.tasks)
+    return (count.flop + encoded * encoding.flop) / SOME
+
+
+class CountFlop(TorchDispatchMode):
+    """Adds up the FLOP of every operation. (PyTorch's FlopCounterMode cannot see R1: its hooks
+    refuse a gradient of a gradient.)"""
+
+    flop = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        result = function(*arguments, **options)
+        if function._overloadpacket in FORMULAS:
+            self.flop += FORMULAS[function._overloadpacket](*arguments, **options, out_val=result)
+        return result
 
 
 def empty_networks(config: TrainConfig, stage: str) -> dict[str, torch.nn.Module]:
