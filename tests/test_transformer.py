@@ -127,6 +127,7 @@ def test_eq_3_sums_minus_log_p_of_each_token_in_float32(model, generator, smooth
 
 
 def test_line_4_samples_the_softmax_and_line_5_scores_by_log_p_without_the_noise(model, generator):
+    torch.manual_seed(0)
     logits = torch.randn(20, generator=generator).expand(2, 5000, 20)
     noise = torch.distributions.Gumbel(0.0, 1.0).sample(logits.shape)
     tokens, log_p = model.sample(logits, noise)
