@@ -8,6 +8,7 @@ import torch
 from commit import commit_mask, cutoff_score
 from decode import commit_decode
 from exercises.lesson import Exercise
+from transformer import MaskedTransformer
 
 # Codes 0 to 9 are predicted. Condition tokens are 10 to 19 and [MASK] is 20, so that the inputs of
 # the model tell what is decided: gamma N is never a whole number with 27 tokens.
@@ -17,7 +18,7 @@ N, K, MASK = 27, 10, 20
 class Model:
     """Stands in for the transformer; remembers what it was given, and knows only its inputs."""
 
-    mask_id = MASK
+    mask_id, sample = MASK, MaskedTransformer.sample
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
@@ -98,8 +99,8 @@ def loop(model, condition, is_pad, steps, mask_id, *, keep=1, step_behind=0, red
         unknown = (scores <= cutoff[:, None]) | redo
         best, code = logits.log_softmax(-1).max(-1)
         tokens, scores = code.where(unknown, tokens), (keep * best).where(unknown, scores)
-        ratio = math.cos(math.pi / 2 * (t + 1 - step_behind) / steps)
-        cutoff = cutoff_score(scores, torch.full_like(cutoff, ratio))
+        count = math.ceil(N * math.cos(math.pi / 2 * (t + 1 - step_behind) / steps))
+        cutoff = cutoff_score(scores, torch.tensor([count, count]))
         if not redo:
             scores = scores.masked_fill(scores > cutoff[:, None], torch.inf)
     return tokens

@@ -15,7 +15,6 @@ SECTIONS = re.split(r"^## (\d+)\. ", PAGE, flags=re.M)[1:]
 
 def test_there_are_twelve():
     assert SECTIONS[::2] == [str(n) for n in range(1, 13)]
-    assert len(PAGE.splitlines()) <= 200
     assert "answers/" in (ROOT / ".gitignore").read_text().split()
 
 
@@ -28,9 +27,9 @@ def test_each_section_names_its_function_its_test_and_its_solution(number):
     for heading in ("Read", "Hint"):
         assert f"- **{heading}** " in section
     name, path = re.search(r"- \*\*Solution\*\* \[`([\w.]+)`\]\(\.\./([\w/.]+)\)", section).groups()
-    room, _, symbol = name.rpartition(".")
-    assert path == room.replace(".", "/") + ".py"
-    assert hasattr(importlib.import_module(room), symbol)
+    owner = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    for symbol in name.removeprefix(owner.__name__ + ".").split("."):
+        owner = getattr(owner, symbol)
 
 
 def test_the_toy_does_a_task_of_your_own(tmp_path, monkeypatch):
