@@ -17,6 +17,7 @@ Run:    python decode.py        how many tokens Algorithm 1 leaves masked after 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Callable, Iterator, NamedTuple
 
@@ -205,7 +206,7 @@ def main() -> None:
 
 def do_tasks(options: argparse.Namespace) -> None:
     """Load the run and the video; per task generate; write the grid: given, generated, real."""
-    from data.clips import load_clip                  # the command alone needs more than the paper
+    from data.clips import check_output, load_clip    # the command alone needs more than the paper
     from data.source import NO_LABEL, to_float
     from measure.pictures import write_grid
     from steps import autocast
@@ -213,6 +214,8 @@ def do_tasks(options: argparse.Namespace) -> None:
     from training.kernels import resolve_precision
     from training.processes import device_of_this_process
 
+    refuse_senseless(options)
+    check_output(options.out, (".gif", ".png"))
     device = device_of_this_process()
     run, label = load_run(options.run, device), None
     drawn = run.data.dataset == "shapes"
@@ -223,8 +226,10 @@ def do_tasks(options: argparse.Namespace) -> None:
             print(f"{options.run} has seen drawn shapes only: of real videos it makes shapes too",
                   file=sys.stderr)
     else:
-        number = 36 * drawn if options.clip is None else options.clip
-        clip, found = run.held_out().clip(number, None)
+        number, clips = 36 * drawn if options.clip is None else options.clip, run.held_out()
+        if number >= len(clips):
+            raise ValueError(f"--clip {number}; the run has held-out clips 0 to {len(clips) - 1}")
+        clip, found = clips.clip(number, None)
         video, label = to_float(clip[None]), None if found == NO_LABEL else found
     if options.label is not None:
         label = class_number(options.label, run.class_names)
@@ -251,6 +256,15 @@ def do_tasks(options: argparse.Namespace) -> None:
             rows.append((f"{task}\n{TASKS[task].title}", [given[0], *made, video[0]]))
     write_grid(options.out, rows, ["given", *["generated"] * options.samples, "real"])
     print(f"wrote {options.out}")
+
+
+def refuse_senseless(options: argparse.Namespace) -> None:
+    """ValueError that names a flag whose value makes no sense."""
+    for name, least in (("samples", 1), ("steps", 1), ("stride", 1), ("condition_frames", 1),
+                        ("start", 0), ("clip", 0), ("temperature", 0), ("guidance_scale", 0)):
+        value = getattr(options, name)
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} {value}; wanted at least {least}")
 
 
 def chosen_tasks(options: argparse.Namespace, run, label: int | None) -> list[str]:
