@@ -48,7 +48,7 @@ from training.loop import OnStep, Stage, fit
 from training.plan import doubts, plan
 from training.presets import PRESETS, TASK_SETS, TrainConfig
 from training.processes import Processes, from_first, start_processes, threads_of_this_process
-from training.start import build, refuse_impossible, start_weights
+from training.start import build, refuse_impossible, start_weights, usable_tasks
 from training.tokens import TokenSource, open_table
 from training.watch import HeldOut, TokenizerWatch
 
@@ -99,6 +99,7 @@ def open_data(config: TrainConfig, data: DataConfig | ClipSource, run: Path, sta
 
     ValueError where settings, stages and clips do not fit.
     """
+    refuse_impossible(config, stages, processes.world)
     run.mkdir(parents=True, exist_ok=True)
     source = open_source(data, config.clip_shape, stride=config.stride, flip=config.flip,
                          crop=config.crop, index=run / "videos.json")
@@ -110,7 +111,9 @@ def open_data(config: TrainConfig, data: DataConfig | ClipSource, run: Path, sta
         raise ValueError(f"clips of the data are {'x'.join(map(str, shape))} (T x H x W); the run "
                          f"is for {'x'.join(map(str, config.clip_shape))}: change --frames and "
                          "--resolution, or the data")
-    refuse_impossible(config, stages, len(source.class_names), processes.world)
+    if "transformer" in stages and not usable_tasks(config.tasks, len(source.class_names)):
+        raise ValueError(f"the data have no classes, and {' '.join(config.tasks)} need some; give "
+                         "videos in folders of the classes' names, or other --tasks")
     for name in stages:
         if not config.steps(name, len(source))[0]:
             raise ValueError(f"0 steps of the {name}; set its steps or epochs")
@@ -254,7 +257,6 @@ def parse(presets: dict[str, TrainConfig] = PRESETS, arguments: list[str] | None
             changed["tasks"] = tuple(task for name in changed["tasks"]
                                      for task in TASK_SETS.get(name, (name,)))
         config = replace(config, **changed)
-        refuse_impossible(config, ["tokenizer", "transformer"], config.num_classes or 1)
         data = DataConfig(**{field.name: given[field.name]
                              for field in dataclasses.fields(DataConfig) if field.name in given})
         data = replace(data, dataset="shapes" if drawn else "folder")
@@ -301,11 +303,12 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, names: dict, group: s
 def run_command(config: TrainConfig, data: DataConfig, options: argparse.Namespace,
                 train: Callable[..., bool] = train) -> None:
     """What a training command does once its flags are read; mistakes end it in one line."""
-    if options.dry_run:
-        print(plan(options.preset, config))
-        return
     run = Path(options.out or f"runs/{options.preset}")
     try:
+        if options.dry_run:
+            refuse_impossible(config, ["tokenizer", "transformer"])
+            print(plan(options.preset, config))
+            return
         # On each machine one process counts frames, while the others wait for as long as it takes.
         processes = start_processes(before=lambda: open_source(
             data, config.clip_shape, stride=config.stride, index=run / "videos.json"))

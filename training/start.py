@@ -119,9 +119,8 @@ def without_weights(make: Callable[[], Any]) -> Any:
         return make()
 
 
-def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int, world: int = 1
-                      ) -> None:
-    """ValueError, before anything is trained, where some stage could not begin or end."""
+def refuse_impossible(config: TrainConfig, stages: list[str], world: int = 1) -> None:
+    """ValueError, before anything is opened or trained, where some stage could not begin."""
     config.check()
     unknown = set(stages) - {"image", "tokenizer", "transformer"}
     if unknown:
@@ -135,10 +134,7 @@ def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int, 
     if config.adversarial_weight and stages != ["transformer"]:
         config.discriminator_config()
     tokenizer = without_weights(config.tokenizer_config().build)
-    size = transformer_config(config, num_classes, tokenizer)
-    if "transformer" in stages and not size.trained_tasks:
-        raise ValueError(f"the data have no classes, and {' '.join(config.tasks)} need some; give "
-                         "videos in folders of the classes' names, or other --tasks")
+    size = transformer_config(config, config.num_classes, tokenizer)
     if size.hidden_size % size.num_heads:
         raise ValueError(f"hidden size {size.hidden_size} does not make {size.num_heads} heads")
     if "transformer" in stages and config.start_local and size.hidden_size % 16:
@@ -147,7 +143,7 @@ def refuse_impossible(config: TrainConfig, stages: list[str], num_classes: int, 
         raise ValueError(f"a {type(tokenizer).__name__} has no codebook to start; give "
                          "--no-codebook-from-data")
     if config.init and stages != ["image"]:
-        refuse_other_networks(config, stages, num_classes)
+        refuse_other_networks(config, stages)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -247,7 +243,7 @@ def start_local(model: nn.Module, grid: tuple[int, int, int]) -> None:
 # ---------------------------------------------------------------------------------------------
 # From another run (fine-tuning)
 
-def refuse_other_networks(config: TrainConfig, stages: list[str], num_classes: int) -> None:
+def refuse_other_networks(config: TrainConfig, stages: list[str]) -> None:
     """ValueError, before anything is trained, where the run config.init has other networks."""
     init = Path(config.init)
     if "tokenizer" in stages:
@@ -258,8 +254,8 @@ def refuse_other_networks(config: TrainConfig, stages: list[str], num_classes: i
                              "run")
     if "transformer" in stages:
         theirs = from_plain(load_checkpoint(init / "transformer.pt")["config"]["network"])
-        ours = transformer_config(config, num_classes)
-        free = ("num_classes", "tasks", "trained_tasks", "hidden_dropout", "attention_dropout")
+        ours = transformer_config(config, theirs.num_classes)
+        free = ("tasks", "trained_tasks", "hidden_dropout", "attention_dropout")
         if replace(theirs, **{name: getattr(ours, name) for name in free}) != ours:
             raise ValueError(f"the transformer of {init} is {theirs}; this run's is {ours}: only "
                              "classes, tasks and dropout may differ")
