@@ -225,7 +225,7 @@ def parse(presets: dict[str, TrainConfig] = PRESETS, arguments: list[str] | None
           ) -> tuple[TrainConfig, DataConfig, argparse.Namespace]:
     """Command line -> configurations and the other options. Exits with usage on a bad flag.
 
-    A preset with num_classes and steps of its own is drawn, unless --data gives videos.
+    The clips of a preset whose name begins with "toy" are drawn, unless --data gives videos.
     """
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
@@ -269,35 +269,37 @@ def parse(presets: dict[str, TrainConfig] = PRESETS, arguments: list[str] | None
     return config, data, options
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type, names: dict, group: str = "") -> None:
+def add_flags(parser: argparse.ArgumentParser, kind: type, names: dict, heading: str = ""
+              ) -> None:
     """A flag for each field of a dataclass. The comment behind a field is its help, a comment
     line above some fields their heading. names: other names of flags; None: no flag."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    hints, helps = typing.get_type_hints(kind), {}
+    helps: dict[str, str] = {}
+    groups: dict[str, list[str]] = {heading: []}
     for base in reversed(kind.__mro__[:-1]):
         for line in inspect.getsource(base).splitlines():
-            if heading := re.match(r"    # (\w.*)", line):
-                group = heading[1]
+            if title := re.match(r"    # (\w.*)", line):
+                heading = title[1]
+                groups.setdefault(heading, [])
             elif field := re.match(r"    (\w+): .*?  # (.*)", line):
-                helps[field[1]] = [group, field[2]]
+                name, helps[field[1]] = field[1], field[2]
+                groups[heading].append(name)
             elif more := re.match(r"    # +(.*)", line):
-                list(helps.values())[-1][1] += " " + more[1]
-    for name, (group, help) in helps.items():
-        flag = names.get(name, name.replace("_", "-"))
-        hint, shape = hints[name], typing.get_args(hints[name])
-        if flag is None:
-            continue
-        if hint is bool:
-            options = dict(action=argparse.BooleanOptionalAction)
-        elif name == "tasks":
-            options = dict(nargs="+", choices=[*TASK_SETS, *TASKS], metavar="TASK")
-        elif typing.get_origin(hint) is tuple:
-            options = dict(nargs=len(shape), type=float, metavar="NUMBER")
-        else:
-            options = dict(type=hint if hint in (int, float) else str)
-            options["metavar"] = options["type"].__name__
-        groups.setdefault(group, parser.add_argument_group(group)).add_argument(
-            f"--{flag}", dest=name, help=help.replace("%", "%%"), **options)
+                helps[name] += " " + more[1]
+    hints = typing.get_type_hints(kind)
+    for heading, fields in groups.items():
+        group = parser.add_argument_group(heading)
+        for name in fields:
+            hint, flag = hints[name], names.get(name, name.replace("_", "-"))
+            if hint is bool:
+                options = dict(action=argparse.BooleanOptionalAction)
+            elif name == "tasks":
+                options = dict(nargs="+", choices=[*TASK_SETS, *TASKS], metavar="TASK")
+            elif typing.get_origin(hint) is tuple:
+                options = dict(nargs=len(typing.get_args(hint)), type=float, metavar="NUMBER")
+            else:
+                options = dict(type=hint if hint in (int, float) else str, metavar="VALUE")
+            if flag:
+                group.add_argument(f"--{flag}", dest=name, help=helps[name], **options)
 
 
 def run_command(config: TrainConfig, data: DataConfig, options: argparse.Namespace,
