@@ -6,7 +6,7 @@ Shapes  step -> task, clips -> z (B, N), z-tilde (B, N), is_pad (N,), labels (B,
 
 Files   DIR/tokens.json      facts: of which tokenizer, clips, tasks and sizes the tokens are
         DIR/0000000.npy      a shard: a row for each entry, uint16 or int32, of label + 1, the
-                             clip's tokens z (N), and for each rule of a condition z-tilde (N)
+                             clip's tokens z (N), and for each task z-tilde (N)
 
 Read    TokenSource.__call__, then fresh; Table, write_table, make_rows.
 
@@ -170,27 +170,23 @@ class Table:
         size = len(self.shards[0])
         rows = np.stack([self.shards[entry // size][entry % size] for entry in entries])
         rows = torch.from_numpy(rows.astype(np.int64)).to(device)
-        N, rule = self.facts["tokens"], self.facts["rules"][task]
-        first = 1 + (1 + rule) * N
+        N, place = self.facts["tokens"], list(self.is_pad).index(task)
+        first = 1 + (1 + place) * N
         return (rows[:, 1:1 + N], rows[:, first:first + N], self.is_pad[task].to(device),
                 rows[:, 0] - 1)
 
 
 def facts_of(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, tasks: list[str],
              entries: int) -> dict:
-    """What a table is of; a run uses no table with other facts. Tasks of one rule share columns."""
-    rules: dict[tuple, int] = {}
-    number = {task: rules.setdefault((TASKS[task].region, TASKS[task].padding), len(rules))
-              for task in dict.fromkeys(tasks)}
-    device = next(tokenizer.parameters()).device
-    video = torch.zeros(1, 3, *config.clip_shape, device=device)
+    """What a table is of, as plain data: a run uses no table with other facts."""
+    video = torch.zeros(1, 3, *config.clip_shape, device=next(tokenizer.parameters()).device)
     is_pad = {task: condition_of(tokenizer, video, task, config)[1].int().tolist()
-              for task in number}
+              for task in tasks}
     return dict(tokenizer=weights_hash(tokenizer)[:10], fingerprint=fingerprint(source),
                 clips=len(source), shape=list(config.clip_shape), stride=config.stride,
                 flip=config.flip, crop=config.crop, seed=config.seed, precision=config.precision,
                 condition_frames=config.condition_frames, entries=entries,
-                tokens=math.prod(tokenizer.latent_shape(*config.clip_shape)), rules=number,
+                tokens=math.prod(tokenizer.latent_shape(*config.clip_shape)),
                 largest=max(tokenizer.codebook_size, len(source.class_names) + 1), is_pad=is_pad)
 
 
@@ -219,15 +215,13 @@ def make_rows(tokenizer: nn.Module, source: ClipSource, config: TrainConfig, fac
               entries: range) -> np.ndarray:
     """The rows of some entries; the first is a multiple of BATCH."""
     device, rows = next(tokenizer.parameters()).device, []
-    one_of = {rule: task for task, rule in reversed(facts["rules"].items())}
     kind = np.uint16 if facts["largest"] <= 2**16 else np.int32
     steps = range(entries.start // BATCH, math.ceil(entries.stop / BATCH))
     for step in tqdm(steps, desc="tokenizing", mininterval=1.0):
         batch = load_batch(source, step, BATCH, config.seed)        # of the last, what is wanted
         video, label = (each[:entries.stop - step * BATCH].to(device) for each in batch)
         columns = [label[:, None] + 1, encode(tokenizer, video, config)]
-        columns += [condition_of(tokenizer, video, one_of[rule], config)[0]
-                    for rule in sorted(one_of)]
+        columns += [condition_of(tokenizer, video, task, config)[0] for task in facts["is_pad"]]
         rows.append(torch.cat(columns, 1).cpu().numpy().astype(kind))
     return np.concatenate(rows)
 
@@ -254,7 +248,7 @@ def refuse_other_table(table: Table, tokenizer: nn.Module, config: TrainConfig, 
                   condition_frames=config.condition_frames)
     other = [f"{name} {table.facts[name]!r} there, {value!r} here"
              for name, value in wanted.items() if table.facts[name] != value]
-    other += [f"no {task}" for task in dict.fromkeys(tasks) if task not in table.facts["rules"]]
+    other += [f"no {task}" for task in dict.fromkeys(tasks) if task not in table.is_pad]
     if other:
         raise ValueError(f"the tokens are of another run: {'; '.join(other)}. Make them anew with "
                          "python -m training.tokens RUN --out DIR")
