@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from commit import MT8, MT10, TASKS, make_condition, mask_ratio
-from discriminator import DISCRIMINATORS, DiscriminatorConfig
+from discriminator import DISCRIMINATORS
 from steps import Recipe
 from tokenizer import TOKENIZERS
 from transformer import TRANSFORMERS
