@@ -3,18 +3,16 @@
 Paper   Sec. 4 (evaluation metrics), App. B.3
 
 Shapes  pictures (..., 3, H, W) in [0, 1], two of them -> psnr, ssim (...), one value per frame
-        features (n, D), two sets of them -> fvd, kvd: one number
+        features (n, D), two sets of them -> fvd: one number
         logits (n, classes) -> inception_score: one number
         one value per sample (n,), its clip (n,) -> best_of_trials (clips,)
 
-Read    psnr, ssim; frechet_distance, gaussian, fvd; fvd_infinity; inception_score; over_folds.
+Read    psnr, ssim; frechet_distance, gaussian, fvd; inception_score; over_folds.
 
 All in float64: float32 is wrong in the second decimal of an FVD.
 
-Not here: the networks that make features and logits (pretrained.py), how many samples of what
+Not here: the networks that make features and logits (networks.py), how many samples of what
         (protocols.py), running it all (evaluate.py).
-
-Run:    python -m measure.metrics       how each number reacts; how FVD depends on the sample count
 """
 from __future__ import annotations
 
@@ -75,45 +73,17 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (luminance * contrast).mean(dim=(-2, -1))
 
 
-def motion(real: Tensor, decoded: Tensor) -> tuple[float, float]:
-    """How much of the motion of real videos is left in decoded ones, both (B, 3, T, H, W).
+def motion(real: Tensor, decoded: Tensor) -> Tensor:
+    """Energies (3,) of the differences between neighbouring frames of (B, 3, T, H, W): in real
+    videos, in decoded ones, and of what the decoded differences miss or add.
 
-    First the energy of the differences between neighbouring frames, decoded over real: a still
-    picture has 0, and flicker adds to it. Then the share of the real differences that the decoded
-    ones explain, 1 - |d' - d|^2 / |d|^2: flicker takes from it. NaN where nothing real moves.
+    They are sums, to be added over batches. Decoded over real is 0 for a still picture, and
+    flicker adds to it; 1 - missed over real is the share of the motion that is explained, and
+    flicker takes from it.
     """
     check_pictures(frames_of(real), frames_of(decoded))
     d, ours = real.double().diff(dim=2), decoded.double().diff(dim=2)
-    energy = d.square().sum()
-    return (ours.square().sum() / energy).item(), (1 - (ours - d).square().sum() / energy).item()
-
-
-# Wang et al. 2003: what the eye makes of each scale, from the finest on.
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-
-
-def ms_ssim(a: Tensor, b: Tensor, scales: int = 5) -> Tensor:
-    """Multi-scale structural similarity of (..., 3, H, W) in [0, 1] -> (...) (Wang et al. 2003).
-
-    The product of the mean contrasts of all scales, each half as fine as the one before, and of
-    the coarsest one's SSIM, each to the power of its weight. On grey and with ssim's window. Five
-    scales need 161 pixels a side; an odd side repeats its last pixel (TensorFlow). Fewer, with
-    weights that make one again, are another measure: say so. Where structure is opposite (below
-    0) it counts as none.
-    """
-    if not 1 <= scales <= 5:
-        raise ValueError(f"{scales} scales; wanted 1 to 5")
-    check_pictures(a, b, smallest=10 * 2 ** (scales - 1) + 1)
-    x, y = (rearrange(grey(picture), "... h w -> (...) 1 h w") for picture in (a, b))
-    similarity = torch.ones(len(x), dtype=torch.float64, device=x.device)
-    for scale in range(scales):
-        luminance, contrast = ssim_terms(x, y)
-        last = contrast * luminance if scale == scales - 1 else contrast
-        power = SCALE_WEIGHTS[scale] / sum(SCALE_WEIGHTS[:scales])
-        similarity = similarity * last.mean(dim=(-3, -2, -1)).clamp(min=0) ** power
-        x, y = (F.avg_pool2d(F.pad(picture, (0, picture.shape[-1] % 2, 0, picture.shape[-2] % 2),
-                                   mode="replicate"), 2) for picture in (x, y))
-    return similarity.view(a.shape[:-3])
+    return torch.stack([x.square().sum() for x in (d, ours, ours - d)])
 
 
 def grey(picture: Tensor) -> Tensor:
@@ -204,50 +174,6 @@ def fvd(real: Tensor, fake: Tensor) -> float:
     return frechet_distance(*gaussian(real), *gaussian(fake))
 
 
-def kvd(real: Tensor, fake: Tensor) -> float:
-    """Squared maximum mean discrepancy of two sets of features (n, D) and (m, D), unbiased; of
-    I3D's logits it is KVD (Unterthiner et al. 2018): the kernel is (x.y / D + 1)^3.
-
-    Its mean over small sets is that of large ones, which FVD's is not; it may be below 0.
-    """
-    real, fake = (finite(features).double() for features in (real, fake))
-
-    def kernel_sum(a: Tensor, b: Tensor) -> float:
-        return sum(((part @ b.T / b.shape[1] + 1) ** 3).sum().item() for part in a.split(1024))
-
-    def among_themselves(x: Tensor) -> float:              # without pairs of a clip with itself
-        alone = ((x.square().sum(1) / x.shape[1] + 1) ** 3).sum().item()
-        return (kernel_sum(x, x) - alone) / (len(x) * (len(x) - 1))
-
-    return (among_themselves(real) + among_themselves(fake)
-            - 2 * kernel_sum(real, fake) / (len(real) * len(fake)))
-
-
-def fvd_infinity(real: Tensor, fake: Tensor, smallest: int = 5000, points: int = 15,
-                 seed: int = 0) -> float:
-    """What fvd(real, fake) would be with endlessly many fakes (Chong & Forsyth 2020).
-
-    FVD falls with the number N of fakes about as FVD_inf + c/N. It is measured at `points` values
-    of N from `smallest` to all, each on a random subset; the straight line in 1/N is read at 0.
-    The bias of a small real set remains.
-    """
-    if len(fake) < max(2, smallest):
-        raise ValueError(f"{len(fake)} fake clips; the line in 1/N starts at {smallest} clips")
-    generator = torch.Generator().manual_seed(seed)
-    target = gaussian(real)
-    counts = torch.linspace(smallest, len(fake), points).round().long()
-    values = torch.tensor([
-        frechet_distance(*target, *gaussian(fake[torch.randperm(len(fake), generator=generator)
-                                                 [:count]])) for count in counts.tolist()])
-    return intercept(1 / counts.double(), values.double())
-
-
-def intercept(x: Tensor, y: Tensor) -> float:
-    """Where the least-squares line through the points (x, y) meets x = 0."""
-    line = torch.stack([torch.ones_like(x), x], dim=1)
-    return torch.linalg.lstsq(line, y[:, None]).solution[0].item()
-
-
 def inception_score(logits: Tensor) -> float:
     """exp of the mean KL divergence of each clip's classes from their mean. logits (n, classes)."""
     log_p = F.log_softmax(finite(logits).double(), dim=1)
@@ -265,23 +191,3 @@ def over_folds(score: Callable[..., float], folds: int, *sets: Tensor) -> tuple[
     scores = torch.tensor([score(*parts) for parts in zip(*(
         features.chunk(folds) for features in sets))], dtype=torch.float64)
     return scores.mean().item(), scores.std(correction=0).item()
-
-
-def main() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = F.interpolate(torch.rand(1, 3, 8, 8, generator=generator), (64, 64), mode="bilinear")
-    noise = torch.randn(x.shape, generator=generator)
-    print("two pictures of 64x64           PSNR (dB)     SSIM")
-    for name, other in (("equal", x), ("noise of 0.02", x + 0.02 * noise),
-                        ("noise of 0.10", x + 0.10 * noise), ("one pixel aside", x.roll(1, -1))):
-        other = other.clamp(0, 1)
-        print(f"  {name:24} {psnr(x, other).item():14.2f} {ssim(x, other).item():8.4f}")
-    real, fake = (torch.randn(4096, 32, generator=generator, dtype=torch.float64) for _ in "ab")
-    print("\nFrechet distance of two samples of one Gaussian in 32 dimensions: it should be 0")
-    for count in (64, 256, 1024, 4096):
-        print(f"  {count:5} fakes {fvd(real, fake[:count]):9.3f}")
-    print(f"  infinity    {fvd_infinity(real, fake, smallest=256):9.3f}")
-
-
-if __name__ == "__main__":
-    main()

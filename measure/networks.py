@@ -9,8 +9,6 @@ Shapes  FVD    (B, 3, T, 224, 224) in [-1, 1] -> I3D -> (B, 400) logits of Kinet
 Read    I3D, C3D, VGG16Features, LPIPS.
 
 Not here: how videos become what these take, and where their numbers are from (pretrained.py).
-
-Run:    python -m measure.networks      how large they are, and how far each shrinks a video
 """
 from __future__ import annotations
 
@@ -222,20 +220,3 @@ def randomize(network: Frozen, seed: int) -> Frozen:
             nn.init.zeros_(parameter)
     network.weights = f"random (seed {seed})"
     return network
-
-
-def main() -> None:
-    with torch.device("meta"):
-        networks = I3D(), C3D(), LPIPS()
-        video = torch.empty(1, 3, 16, 224, 224)
-    for network in networks:        # counted as TensorFlow does: gammas, all ones, do not exist
-        numbers = sum(tensor.numel() for key, tensor in network.state_dict().items()
-                      if not key.endswith(("bn.weight", "num_batches_tracked")))
-        print(f"{type(network).__name__:6} {numbers:>11,} numbers")
-    for name, layer in networks[0].named_children():
-        video = layer(video)
-        print(f"    {name:17} {' x '.join(map(str, video.shape[1:]))}")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,14 +7,11 @@ Shapes  videos (3, T, H, W) in [0, 1] -> frames uint8 (T, H, W, 3) -> a GIF, or 
 
 Read    write_grid (videos in rows and columns), canvas (a figure), strip, draw_ids, draw_curves.
 
-Not here: what is painted (figures.py computes it; measure/report.py for a run of yours).
-
-Run:    python pictures.py [out.gif]     a grid of two videos that are made here
+Not here: what is painted.
 """
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import Iterator
 
@@ -22,6 +19,8 @@ import imageio.v3 as imageio
 import numpy as np
 import torch
 from einops import rearrange, repeat
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from torch import Tensor
 
 # Where a token is from, as a colour (Fig. 2 and Fig. 3).
@@ -37,12 +36,12 @@ def to_frames(video: Tensor) -> np.ndarray:
 
 
 def text_picture(text: str, height: int, width: int, size: float = 9) -> np.ndarray:
-    """Words as uint8 (height, width, 3), black on white."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Words as uint8 (height, width, 3), black on white; what is not Unicode becomes "?"."""
+    text = text.encode("utf-8", "replace").decode()
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     drawing = FigureCanvasAgg(figure)
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=size, wrap=True)
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=size, wrap=True,
+                parse_math=False)
     drawing.draw()
     return np.asarray(drawing.buffer_rgba())[:height, :width, :3].copy()
 
@@ -55,7 +54,7 @@ def write_grid(path: str | Path, rows: list[tuple[str, list[Tensor]]], titles: l
     """
     T, H, W = rows[0][1][0].shape[1:]
     scale = scale or max(1, 96 // H)
-    still = Path(path).suffix == ".png"
+    still = Path(path).suffix.lower() == ".png"
     border, left, top = 4, 150, 24
     lines = []
     for name, videos in rows:
@@ -89,20 +88,15 @@ def canvas(path: str | Path, rows: int, columns: int, size: tuple[float, float],
 
     size in inches. options go to matplotlib's subplots.
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
-    try:
-        if not ticks:
-            for axis in axes.flat:
-                axis.set(xticks=[], yticks=[])
-        yield axes
-        figure.tight_layout(h_pad=0.4)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=dpi)
-    finally:
-        plt.close(figure)
+    figure = Figure(figsize=size)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    if not ticks:
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+    yield axes
+    figure.tight_layout(h_pad=0.4)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
 
 
 def strip(video: Tensor) -> np.ndarray:
@@ -134,16 +128,3 @@ def draw_curves(path: str | Path, panels: list[tuple[str, str, str, dict]],
             axis.set(title=title, xlabel=x_label, ylabel=y_label)
             axis.legend()
             axis.grid(alpha=0.3)
-
-
-def main() -> None:
-    path = sys.argv[1] if len(sys.argv) > 1 else "out.gif"
-    line = torch.linspace(0, 1, 32)
-    distance = (line - line[::2, None, None]) ** 2 + (line[:, None] - 0.5) ** 2     # (T, H, W)
-    disc = (distance < 0.05).float().expand(3, -1, -1, -1)
-    write_grid(path, [("a disc", [disc, disc.flip(1)])], ["forwards", "backwards"])
-    print(f"{tuple(disc.shape)} as frames {to_frames(disc).shape}\nwrote {path}")
-
-
-if __name__ == "__main__":
-    main()

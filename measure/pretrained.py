@@ -1,4 +1,4 @@
-"""What a judge sees of a video, and whose numbers are in it: the files of weights, known by hash.
+"""How pixels enter the networks that judge, and the files of their weights, known by hash.
 
 Paper   Sec. 4 (evaluation metrics), App. B.3
 
@@ -12,7 +12,7 @@ Read    the two ways to resize; WEIGHTS (which files, from where, known by which
 FVD of the same two sets was 131 with the right I3D file and 219 with its ImageNet sibling. So
 files are known by hash, nothing is downloaded, and a network's `.weights` names its source.
 
-Not here: the networks (networks.py), DeepMind's layout (deepmind.py), metrics (metrics.py).
+Not here: the networks (networks.py), metrics (metrics.py).
 
 Run:    python -m measure.pretrained [DIR]      which files are there, and whether FVD comes out
 """
@@ -20,17 +20,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import struct
+import math
 import sys
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from measure import deepmind
 from measure.metrics import fvd, refuse_range
 from measure.networks import C3D, I3D, LPIPS, Frozen
 
@@ -87,23 +86,20 @@ def _checked(video: Tensor) -> Tensor:
 class WeightFile(NamedTuple):
     serves: str            # what for
     origin: str            # where to fetch it by hand; the program never does
-    kind: str              # of hash: "sha256", "git blob" as `git hash-object FILE` prints it, or
-    #                        "tensors": git's, of the tensors in DeepMind's layout
+    kind: str              # of hash: "sha256", or "git blob" as `git hash-object FILE` prints it
     hash: str | None       # its first digits, or all; None where nobody published one
 
 
 GITHUB = "https://github.com"
-I3D_TENSORS = "fa7df95674"         # of DeepMind's data file, which TF-Hub's module has inside, too
+RAW_I3D, TORCH_I3D = "model.ckpt.data-00000-of-00001", "i3d_pretrained_400.pt"
 WEIGHTS = {
-    deepmind.DATA: WeightFile("FVD: I3D trained on Kinetics-400 alone, DeepMind's own file",
-        f"{GITHUB}/google-deepmind/kinetics-i3d/raw/master/data/checkpoints/rgb_scratch/"
-        f"{deepmind.DATA}", "git blob", I3D_TENSORS),
-    "i3d_pretrained_400.pt": WeightFile("FVD: the same for PyTorch, or any copy of its tensors",
+    RAW_I3D: WeightFile("FVD: I3D trained on Kinetics-400 alone, DeepMind's own file",
+        f"{GITHUB}/google-deepmind/kinetics-i3d/raw/master/data/checkpoints/rgb_scratch/{RAW_I3D}",
+        "git blob", "fa7df95674"),
+    TORCH_I3D: WeightFile("FVD: the same for PyTorch",
         f"{GITHUB}/songweige/TATS/raw/main/tats/fvd/i3d_pretrained_400.pt "
         f"(or {GITHUB}/npurson/fid-metrics/releases/tag/v1.0)",
         "git blob", "a867b87ac3a9097d200598b1d48a1b890d8ec744"),
-    "i3d_pretrained_400.safetensors": WeightFile("FVD: a copy that somebody made of its tensors",
-        "nowhere: made from either of the two", "tensors", I3D_TENSORS),
     "conv3d_deepnetA_ucf.npz": WeightFile("IS: C3D finetuned on UCF-101",
         f"{GITHUB}/rezoo/tgan2/releases/download/v1.0/conv3d_deepnetA_ucf.npz", "sha256", None),
     "mean2.npz": WeightFile("IS: C3D's mean cube",
@@ -114,8 +110,6 @@ WEIGHTS = {
     "lpips_vgg.pth": WeightFile("LPIPS: channel weights, v0.1",
         f"{GITHUB}/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
         "git blob", "47e943cfacabf7040b4af8cf4084ab91177f1b88")}
-PINNED, UNKNOWN = "verified by your pin", "unverified"
-I3D_FILES = tuple(WEIGHTS)[:3]                          # in the order in which they are looked for
 LOOKALIKES = {             # by git's hash, files that have been taken for the right one
     "73a4fd1d87eb3dbd97f33a9779fa1caa3d28111a":
         "pytorch-i3d's rgb_imagenet.pt, trained on ImageNet first, which gives another FVD",
@@ -129,12 +123,10 @@ def git_blob(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def load_weights(path: str | Path, pins: Sequence[str] = ()) -> tuple[dict[str, Tensor], str]:
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     """A file named in WEIGHTS -> (tensors by name, label "name, hash, verified | unverified").
 
-    pins: hashes for which the caller vouches, of files whose hash nobody has published; given
-    any, such a file must have one of them. FileNotFoundError says where to get a missing file;
-    ValueError refuses a wrong one.
+    FileNotFoundError says where to get a missing file; ValueError refuses a wrong one.
     """
     path = Path(path)
     if path.name not in WEIGHTS:
@@ -144,64 +136,58 @@ def load_weights(path: str | Path, pins: Sequence[str] = ()) -> tuple[dict[str, 
         raise FileNotFoundError(f"{path} is missing ({serves}): save {origin} under this name")
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest() if kind == "sha256" else git_blob(data)
-    if wanted is None:
-        if pins and found not in pins:
-            raise ValueError(f"{path} has {kind} {found}; pinned were {' '.join(pins)}")
-        verdict = f"{kind} {found}, {PINNED if pins else UNKNOWN}"
-    elif kind != "tensors" and found.startswith(wanted):
-        verdict = f"{kind} {found[:12]}, verified"
-    else:
-        refusal = why_not(path, data, found)
-        if refusal:
-            raise ValueError(f"{path} is {refusal}; wanted {kind} {wanted}: fetch {origin}")
-        verdict = f"tensors of git blob {I3D_TENSORS}, verified"
-    return tensors_of(path, data), f"{path.name}, {verdict}"
-
-
-def why_not(path: Path, data: bytes, found: str) -> str:
-    """What a file of another hash is; "" for one that has I3D's known tensors all the same."""
-    if found in LOOKALIKES:
-        return LOOKALIKES[found]
-    size = f"{len(data):,} bytes with hash {found}"
-    if path.name not in I3D_FILES:
-        return size
-    if path.name == deepmind.DATA:
-        return deepmind.what_is_wrong(data, path.with_name(deepmind.INDEX))
+    if wanted and not found.startswith(wanted):
+        what = LOOKALIKES.get(found, f"{len(data):,} bytes with {kind} {found}")
+        raise ValueError(f"{path} is {what}; wanted {kind} {wanted}: fetch {origin}")
     try:
-        tensors = git_blob(deepmind.raw_bytes(tensors_of(path, data)))
-    except (KeyError, ValueError) as error:
-        return f"{size}, no copy of I3D's tensors ({error})"
-    return "" if tensors.startswith(I3D_TENSORS) else f"{size}, of I3D's shape with other numbers"
-
-
-def tensors_of(path: Path, data: bytes) -> dict[str, Tensor]:
-    """What a file holds, by its suffix. ValueError where that is nothing that can be read."""
-    try:
-        if path.name == deepmind.DATA:
-            return deepmind.read_raw(data)
-        if path.suffix == ".npz":
-            return {name: torch.from_numpy(array)
-                    for name, array in np.load(io.BytesIO(data)).items()}
-        if path.suffix == ".safetensors":
-            return read_safetensors(data)
-        # A plain dict has no version note, so PyTorch forgives a missing num_batches_tracked.
-        return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except Exception as error:
-        origin = WEIGHTS[path.name].origin
+        if path.name == RAW_I3D:
+            state = read_raw(data)
+        elif path.suffix == ".npz":
+            state = {name: torch.from_numpy(array)
+                     for name, array in np.load(io.BytesIO(data)).items()}
+        else:       # a plain dict: without a version note PyTorch forgives missing batch counters
+            state = dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except Exception as error:          # whatever a reader raises, the file is not what it should be
         raise ValueError(f"{path} is damaged ({type(error).__name__}): fetch {origin}") from error
+    return state, f"{path.name}, {kind} {found[:12]}, {'verified' if wanted else 'unverified'}"
 
 
-def read_safetensors(data: bytes) -> dict[str, Tensor]:
-    """The length of a header, the header (JSON: name -> type, shape, first byte, last), bytes."""
-    start = 8 + struct.unpack("<Q", data[:8])[0]
-    state = {}
-    for name, entry in json.loads(data[8:start]).items():
-        if name == "__metadata__" or entry["dtype"] != "F32":        # counters are I64
-            continue
-        first, last = (start + offset for offset in entry["data_offsets"])
-        array = np.frombuffer(data[first:last], "<f4").reshape(entry["shape"])
-        state[name] = torch.from_numpy(array.copy())
+def read_raw(data: bytes) -> dict[str, Tensor]:
+    """DeepMind's I3D checkpoint, without TensorFlow: its bytes -> tensors by this project's names.
+
+    The file has neither names nor shapes in it: 230 tensors of float32 lie behind one another in
+    the order of their names, and the network says which. Kernels lie as (time, height, width, in,
+    out).
+    """
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in I3D().state_dict().items()
+                  if not name.endswith(("bn.weight", "num_batches_tracked"))}    # it has no such
+    names = sorted(shapes, key=deepminds)
+    numbers = torch.from_numpy(np.frombuffer(data, "<f4").copy())
+    state = dict(zip(names, numbers.split([math.prod(shapes[name]) for name in names])))
+    for name, shape in shapes.items():
+        if len(shape) == 5:
+            kernel = state[name].view(*shape[2:], shape[1], shape[0])
+            state[name] = rearrange(kernel, "t h w i o -> o i t h w").contiguous()
     return state
+
+
+UNITS = {"b0": "Branch_0/Conv3d_0a_1x1", "b1a": "Branch_1/Conv3d_0a_1x1",
+         "b1b": "Branch_1/Conv3d_0b_3x3", "b2a": "Branch_2/Conv3d_0a_1x1",
+         "b2b": "Branch_2/Conv3d_0b_3x3", "b3b": "Branch_3/Conv3d_0b_1x1",
+         "logits": "Logits/Conv3d_0c_1x1"}
+LEAVES = {"conv3d.weight": "conv_3d/w", "conv3d.bias": "conv_3d/b", "bn.bias": "batch_norm/beta",
+          "bn.running_mean": "batch_norm/moving_mean",
+          "bn.running_var": "batch_norm/moving_variance"}
+
+
+def deepminds(ours: str) -> str:
+    """Mixed_5b.b2b.conv3d.weight -> RGB/inception_i3d/Mixed_5b/Branch_2/Conv3d_0a_3x3/conv_3d/w,
+    the one branch whose second convolution DeepMind calls 0a like its first."""
+    *unit, kind, leaf = ours.split(".")
+    name = "/".join(["RGB/inception_i3d", *(UNITS.get(part, part) for part in unit),
+                     LEAVES[f"{kind}.{leaf}"]])
+    return name.replace("Mixed_5b/Branch_2/Conv3d_0b_3x3", "Mixed_5b/Branch_2/Conv3d_0a_3x3")
 
 
 def filled(network: Frozen, state: dict[str, Tensor], label: str) -> Frozen:
@@ -216,28 +202,30 @@ def filled(network: Frozen, state: dict[str, Tensor], label: str) -> Frozen:
     return network
 
 
-def load_i3d(directory: str | Path = "weights", pins: Sequence[str] = ()) -> I3D:
-    """From the first of I3D_FILES that is there."""
-    there = [name for name in I3D_FILES if Path(directory, name).is_file()]
+def load_i3d(directory: str | Path = "weights") -> I3D:
+    """From DeepMind's file where it is there, else from PyTorch's. FileNotFoundError, which names
+    both, where neither is; and what a look-alike is, if one lies there."""
+    directory = Path(directory)
+    there = [name for name in (RAW_I3D, TORCH_I3D) if (directory / name).is_file()]
     if not there:
-        others = [f"{path.name} there is {LOOKALIKES[hashed]}" for path in
-                  sorted(Path(directory).glob("*.pt*")) if path.is_file()
-                  and (hashed := git_blob(path.read_bytes())) in LOOKALIKES]
-        try:
-            load_weights(Path(directory, I3D_FILES[0]))
-        except FileNotFoundError as error:
-            raise FileNotFoundError("; ".join([f"{error}, or {I3D_FILES[1]}", *others])) from None
-    state, label = load_weights(Path(directory, there[0]), pins)
+        hashes = {path: git_blob(path.read_bytes()) for path in sorted(directory.glob("*.pt*"))
+                  if path.is_file()}
+        others = [f"; {path.name} there is {LOOKALIKES[found]}" for path, found in hashes.items()
+                  if found in LOOKALIKES]
+        serves, origin = WEIGHTS[RAW_I3D][:2]
+        raise FileNotFoundError(f"{directory / RAW_I3D} is missing ({serves}): save {origin} under "
+                                f"this name, or {TORCH_I3D}{''.join(others)}")
+    state, label = load_weights(directory / there[0])
     network = I3D()
     ones = {name: tensor for name, tensor in network.state_dict().items()
             if name.endswith("bn.weight")}                                    # DeepMind's has none
     return filled(network, ones | state, label)
 
 
-def load_c3d(directory: str | Path = "weights", pins: Sequence[str] = ()) -> C3D:
+def load_c3d(directory: str | Path = "weights") -> C3D:
     """C3D with its mean cube, cropped as by tgan2 where that is larger; what misfits is refused."""
-    arrays, label = load_weights(Path(directory, "conv3d_deepnetA_ucf.npz"), pins)
-    mean, mean_label = load_weights(Path(directory, "mean2.npz"), pins)
+    arrays, label = load_weights(Path(directory, "conv3d_deepnetA_ucf.npz"))
+    mean, mean_label = load_weights(Path(directory, "mean2.npz"))
     state = {name.replace("/W", ".weight").replace("/b", ".bias"): array     # Chainer's names
              for name, array in arrays.items()}
     state |= {name: cube if cube.shape[-2:] == (112, 112) else cube[..., 8:120, 8:120]
@@ -245,7 +233,7 @@ def load_c3d(directory: str | Path = "weights", pins: Sequence[str] = ()) -> C3D
     return filled(C3D(), state, f"{label}; {mean_label}")
 
 
-def load_lpips(directory: str | Path = "weights", pins: Sequence[str] = ()) -> LPIPS:
+def load_lpips(directory: str | Path = "weights") -> LPIPS:
     trunk, trunk_label = load_weights(Path(directory, "vgg16-397923af.pth"))
     heads, heads_label = load_weights(Path(directory, "lpips_vgg.pth"))
     state = {f"vgg.{name}": tensor for name, tensor in trunk.items()}        # and its classifier

@@ -10,22 +10,22 @@ Read    Protocol and PROTOCOLS, the paper's page as a table; real_clips, which c
 
 An FVD is a number and a protocol. The same model is 62 or 31 on BAIR, by which clips are real.
 
-Not here: decoding, features and scores (evaluate.py), their mathematics (metrics.py).
-
-Run:    python -m measure.protocols      the table
+Not here: decoding (evaluate.py), rows and scores (judges.py), their mathematics (metrics.py).
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from commit import MT8, MT10, TASKS
-from data.source import ClipSource, shuffled
+from commit import MT8, MT10, TASKS, mask_ratio
+from data.source import ClipSource, shuffled, spare_frames
 from measure.pretrained import resize_tf1
-from training.presets import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ PROTOCOLS = {
     "k600": Protocol("App. B.3, Kinetics-600; Table 2", "test", 29_000, ("FP",), windows=2,
                      crops=3, measured_at=64, condition_frames=5, schedule="uniform",
                      temperature=7.5),
+    # The sequel says what is given, the schedule and the temperature; the rest is the row above.
+    "k600-v2": Protocol("MAGVIT-v2, App. A.1; the real clips of App. B.3, Kinetics-600", "test",
+                        29_000, ("FP",), windows=2, crops=3, measured_at=64, frames=17,
+                        condition_frames=5, temperature=32.0),
     "ssv2": Protocol("App. B.3, SSv2, the CG task; Table 4", "train", 169_000, ("CG",)),
     "ssv2-mt": Protocol("App. B.3, SSv2, the other tasks; Table 4", "test", 24_000,
                         (*MT8, "CFP"), windows=2, crops=1),
@@ -93,6 +97,53 @@ PROTOCOLS = {
 NO_BENCHMARK = ("toy", "own")
 # The random streams of an evaluation: a function each of (seed, its number, what it is drawn for).
 WINDOW, ORDER = 4, 5
+
+
+# ---------------------------------------------------------------------------------------------
+# What is asked for
+
+# What may be asked for (evaluate.evaluate_protocol); None is what the protocol says.
+ASKED = dict(tasks=None, metrics=None, samples=None, folds=None, decoding={}, batch=16, seed=0,
+             precision="float32", save=None)
+
+
+def complete(name: str, asked: dict) -> SimpleNamespace:
+    """All of ASKED, with what the protocol says. ValueError where it makes no sense."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol {name!r} is unknown; choose from {', '.join(PROTOCOLS)}")
+    if unknown := set(asked) - set(ASKED):
+        raise ValueError(f"{min(unknown)!r} cannot be asked for; wanted some of {', '.join(ASKED)}")
+    protocol, given = PROTOCOLS[name], {key: value for key, value in asked.items()
+                                        if value is not None}
+    asked = SimpleNamespace(**ASKED | dict(metrics=list(protocol.metrics), folds=protocol.folds)
+                            | given)
+    for field, least in (("folds", 1), ("batch", 1), ("seed", 0)):
+        if getattr(asked, field) < least:
+            raise ValueError(f"{field} {getattr(asked, field)}; wanted {least} or more")
+    if asked.samples is None:
+        asked.samples = protocol.samples * asked.folds
+    least = asked.folds * (2 if "fvd" in asked.metrics else 1)
+    if asked.samples < least or asked.samples % asked.folds:
+        raise ValueError(f"{asked.samples} samples; the {asked.folds} folds of {name} need a "
+                         f"multiple of {asked.folds}, at least {least}")
+    for task in asked.tasks or ():
+        if task not in TASKS and task != "reconstruction":
+            raise ValueError(f"task {task!r} is unknown; choose from {' '.join(TASKS)} "
+                             "reconstruction")
+    return asked
+
+
+def checked_decoding(decoding: dict) -> dict:
+    """Keywords of commit_decode, without a guidance of 0. ValueError where one makes no sense."""
+    known = dict(steps=1, temperature=0.0, guidance_scale=0.0)              # and their least values
+    for name, value in decoding.items():
+        if name == "schedule":
+            mask_ratio(torch.ones(1), value)
+        elif name not in known:
+            raise ValueError(f"decoding has no {name!r}; it has schedule, {', '.join(known)}")
+        elif not known[name] <= value < math.inf:
+            raise ValueError(f"{name} {value}; wanted a number, {known[name]} or more")
+    return {name: value for name, value in decoding.items() if name != "guidance_scale" or value}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -119,7 +170,7 @@ def real_clips(source: ClipSource, protocol: Protocol, count: int, seed: int = 0
     ("a single data loader", App. B.3). Clip i depends on (seed, i) alone, whatever the count.
     """
     places = [place for video in range(len(source)) for place in (
-        uniform_clips(video, source.spare_frames(video), protocol.windows, protocol.crops,
+        uniform_clips(video, spare_frames(source, video), protocol.windows, protocol.crops,
                       protocol.only_window)
         if protocol.windows else [Clip(video, 0, CENTRE, CENTRE)])]
     chosen = []
@@ -128,7 +179,7 @@ def real_clips(source: ClipSource, protocol: Protocol, count: int, seed: int = 0
         clip = places[shuffled(len(places), seed, ORDER, turn)[place]]
         if not protocol.windows:
             random = np.random.default_rng([seed, WINDOW, i])
-            start = int(random.integers(source.spare_frames(clip.video) + 1))
+            start = int(random.integers(spare_frames(source, clip.video) + 1))
             clip = Clip(clip.video, start, *random.random(2).tolist())
         chosen.append(clip)
     return chosen
@@ -139,8 +190,8 @@ def uniform_clips(video: int, spare: int, windows: int, crops: int, only: float 
     """windows x crops of a video that is `spare` frames longer than a clip, evenly spread.
 
     One window is the first (or lies at the fraction `only` of what is spare), two are the first
-    and the last. A video with fewer places than
-    windows gives each of them once. Crops move along the longer side: the shorter has no room.
+    and the last. A video with fewer places than windows gives each of them once. Crops move along
+    the longer side: the shorter has no room.
     """
     places = np.linspace(0, spare, windows) if windows > 1 else np.array([spare * only])
     starts = dict.fromkeys(places.round().astype(int).tolist())
@@ -149,9 +200,9 @@ def uniform_clips(video: int, spare: int, windows: int, crops: int, only: float 
     return [Clip(video, start, place, place) for start in starts for place in places]
 
 
-def measured_size(protocol: Protocol, config: TrainConfig) -> int:
+def measured_size(protocol: Protocol, resolution: int) -> int:
     """Pixels at which videos are judged; a run of other pixels than the protocol's keeps them."""
-    return (protocol.measured_at if config.resolution == protocol.resolution else config.resolution)
+    return protocol.measured_at if resolution == protocol.resolution else resolution
 
 
 def to_measure(video: Tensor, size: int) -> Tensor:
@@ -169,27 +220,24 @@ def to_measure(video: Tensor, size: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------
 # What is not as in the paper
 
-def deviations(name: str, task: str, config: TrainConfig, *, samples: int, videos: int,
-               decoding: dict, folds: int | None = None, trained_on: bool = False,
-               bfloat16: bool = False) -> list[str]:
+def deviations(name: str, task: str, config, *, samples: int, folds: int, videos: int,
+               decoding: dict, trained_on: bool = False) -> list[str]:
     """Each departure from the protocol in words; none, and the number may bear the plain name.
 
-    task: of commit.TASKS, or "reconstruction". samples: in all; videos: how many real ones there
-    are; config: the run's; folds: None, as the protocol has them; trained_on: the run has learned
-    from these very videos; bfloat16: they were generated so.
+    task: of commit.TASKS, or "reconstruction". config: the run's TrainConfig. samples: in all
+    folds; videos: how many real ones there are; trained_on: the run has learned from these very
+    videos.
     """
     protocol, reasons = PROTOCOLS[name], []
     if name in NO_BENCHMARK:
         reasons.append(f"protocol {name} is no benchmark: nobody publishes numbers of such videos")
     if protocol.split != "train" and trained_on:
         reasons.append("the real videos are those the run was trained on; wanted test videos")
-    if bfloat16:
-        reasons.append("generated in bfloat16, which draws some other tokens than float32")
     if name == "own":                                   # whatever the run does, it is right for it
         return reasons
     if samples != protocol.samples * protocol.folds:
         reasons.append(f"{samples:,} samples; wanted {protocol.samples:,} x {protocol.folds}")
-    if folds not in (None, protocol.folds):
+    if folds != protocol.folds:
         reasons.append(f"{folds} folds; wanted {protocol.folds}")
     if abs(videos - protocol.videos) > 0.05 * protocol.videos:     # papers round, videos vanish
         reasons.append(f"{videos:,} {protocol.split} videos; wanted about {protocol.videos:,}")
@@ -212,16 +260,6 @@ def deviations(name: str, task: str, config: TrainConfig, *, samples: int, video
 
 
 def decoding_in_words(decoding: dict) -> str:
-    return (f"{decoding['schedule']}, {decoding['steps']} steps, "
-            f"temperature {decoding['temperature']:g}")
-
-
-def main() -> None:
-    print(f"{'protocol':14} {'samples':>10} {'pixels':>8}  {'decoding':36} real clips")
-    for name, protocol in PROTOCOLS.items():
-        print(f"{name:14} {protocol.samples:>6,} x {protocol.folds} {protocol.measured_at:>8}  "
-              f"{decoding_in_words(protocol.decoding):36} {protocol.rule}")
-
-
-if __name__ == "__main__":
-    main()
+    guidance = decoding.get("guidance_scale", 0)
+    return (f"{decoding['schedule']}, {decoding['steps']} steps, temperature "
+            f"{decoding['temperature']:g}" + (f", guidance {guidance:g}" if guidance else ""))

@@ -1,19 +1,22 @@
-"""A trained run in its own numbers and pictures: no foreign network, no protocol, no waiting.
+"""The end of a run in its own numbers and pictures: no foreign network, no protocol, no waiting.
 
-Paper   Table 7 (reconstruction), Sec. 4.4 (tasks)
+Paper   Table 7 (reconstruction), Sec. 4.4 (tasks); the toy's judge is ours: it can measure where a
+        real data set can only be looked at
 
 Shapes  clips (B, 3, T, H, W) in [0, 1] -> tokenizer and back, or a task and back -> dicts
+        a task's videos and the clips that gave their conditions -> Judge -> shares of the B
+
+Files   RUN/metrics.json, reconstruction.gif, samples.gif, loss.png
 
 Read    report, what train.py calls at its end; evaluate_reconstruction, evaluate_tasks,
-        measure_classes; do_tasks, which is decode.py's command line.
+        measure_classes; Judge: its answers, then __call__.
 
-Not here: FVD and the other numbers of the paper (evaluate.py), speed (speed.py).
+Not here: FVD and the other numbers of the paper (evaluate.py).
 
-Run:    python -m measure.report [RUN]      writes RUN/metrics.json and the pictures (assets/toy)
+Run:    python evaluate.py RUN
 """
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -25,77 +28,118 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from commit import TASKS, make_condition
-from data.clips import load_clip
+from data.clips import written_whole
 from data.moving_shapes import MovingShapes
-from data.source import NO_LABEL, ClipSource, load_batch, to_float
-from decode import generate
+from data.source import NO_LABEL, ClipSource, all_clips, load_batch
+from decode import Noise, generate, seeded_noise
 from measure.metrics import frames_of, mean_of_finite, motion, psnr, ssim
-from measure.toy import Judge
-from pictures import draw_curves, write_grid
+from measure.pictures import draw_curves, to_frames, write_grid
 from steps import autocast
 from training.checkpoint import Run, load_checkpoint, load_network, load_run
+from training.kernels import resolve_precision
 from training.processes import device_of_this_process
 
 
+def report(run: str | Path, clips: int = 64, samples: int = 256,
+           source: ClipSource | None = None) -> dict:
+    """Numbers and pictures of a finished run, written into its folder and printed.
+
+    clips: how many are reconstructed at most; samples: how many the toy makes by class. source:
+    the clips to look at; by default those that the run's data holds out.
+    """
+    if clips < 1 or samples < 1:
+        raise ValueError(f"{clips} clips and {samples} samples; wanted 1 or more of each")
+    device = device_of_this_process()
+    run = load_run(run, device)
+    held_out = run.data.has_held_out or source is not None
+    source = source or run.held_out(run.folder / "videos-test.json")
+    config, drawn, clips = run.config, run.data.dataset == "shapes", min(clips, len(source))
+    metrics: dict = dict(data="held-out clips" if held_out else
+                         "centre clips of the training videos: not held out",
+                         decoding=config.decoding)
+    with autocast(resolve_precision(config.precision, device), device):    # as tokens were learned
+        metrics["reconstruction"] = evaluate_reconstruction(run.tokenizer, source, clips)
+        state = load_checkpoint(run.folder / "tokenizer.pt")
+        if "ema" in state and config.tokenizer_ema ** state["step"] > 0.05:
+            # A short run's average still holds its start, and can turn a comparison round.
+            raw = load_network(state, device, averaged=False)
+            metrics["reconstruction_not_averaged"] = evaluate_reconstruction(raw, source, clips)
+        metrics["tasks"] = evaluate_tasks(run, source, min(16, len(source)))
+        if drawn and "CG" in run.tasks and config.class_dropout < 1:
+            metrics["class_conditional_generation"] = measure_classes(
+                run.tokenizer, run.transformer, samples, config.decoding, frames=config.frames)
+        pictures = draw_run(run, source)
+    with written_whole(run.folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    print_report(metrics)
+    print(f"wrote {run.folder}/metrics.json, {', '.join(pictures)}")
+    return metrics
+
+
 # ---------------------------------------------------------------------------------------------
-# What a run can do
+# Numbers
 
 @torch.no_grad()
 def evaluate_reconstruction(tokenizer: nn.Module, source: ClipSource, clips: int,
                             batch: int = 16) -> dict:
     """PSNR, SSIM, motion and codes used, of centre clips through the tokenizer and back."""
-    videos, used = [], torch.zeros(tokenizer.codebook_size, dtype=torch.bool)
     device = next(tokenizer.parameters()).device
+    used, moved = torch.zeros(tokenizer.codebook_size, dtype=torch.bool), 0
+    rows = []
     for step in range(-(-clips // batch)):
-        video, _ = load_batch(source, step, batch, seed=0, augment=False)
-        tokens = tokenizer.encode(video.to(device))
+        real = load_batch(source, step, batch, seed=0, augment=False)[0][:clips - step * batch]
+        tokens = tokenizer.encode(real.to(device))
         used[tokens.unique().cpu()] = True
-        videos.append((video, tokenizer.decode(tokens).clamp(0, 1).cpu()))
-    real, decoded = (torch.cat(each)[:clips] for each in zip(*videos))
-    pair = frames_of(real), frames_of(decoded)
-    means = mean_of_finite(torch.stack([mean_of_finite(psnr(*pair)), ssim(*pair).mean(1)])).tolist()
-    energy, kept = (round(x, 3) if math.isfinite(x) else None for x in motion(real, decoded))
-    return dict(psnr=round(means[0], 3), ssim=round(means[1], 3), motion_energy=energy,
-                motion_kept=kept, codes_used=int(used.sum()), codes=len(used),
-                codes_used_share=round(used.float().mean().item(), 3), clips=clips)
+        decoded = tokenizer.decode(tokens).clamp(0, 1).cpu()
+        pair = frames_of(real), frames_of(decoded)
+        rows.append(torch.stack([mean_of_finite(psnr(*pair)), ssim(*pair).mean(1)]))
+        moved = moved + motion(real, decoded)
+    means = mean_of_finite(torch.cat(rows, 1)).tolist()
+    energy, ours, missed = moved.tolist()                    # nothing moves in clips of one frame
+    return dict(psnr=rounded(means[0], 3), ssim=rounded(means[1], 3),
+                motion_energy=rounded(ours / energy, 3) if energy else None,
+                motion_kept=rounded(1 - missed / energy, 3) if energy else None,
+                codes_used=int(used.sum()), codes=len(used),
+                codes_used_share=rounded(used.float().mean().item(), 3), clips=clips)
 
 
-def do_each(run: Run, tasks: list[str], video: Tensor, label: Tensor, *, condition_frames: int,
-            seed: int = 0, **decoding) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Each task with what it generates of videos (B, 3, T, H, W), its condition, what is given.
+def rounded(value: float, digits: int) -> float | None:
+    """A number for JSON, which has no infinity and no NaN."""
+    return round(value, digits) if math.isfinite(value) else None
 
-    The last two as of make_condition. Tasks that need a class are left out where label (B,) has
-    a NO_LABEL or the run knows no classes.
+
+def do_tasks(run: Run, video: Tensor, label: Tensor, noise: Noise
+             ) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    """Each task of the run with what it generates of videos (B, 3, T, H, W), its condition, and
+    what is given, the last two as of make_condition.
+
+    Tasks with a class are left out where label (B,) has a NO_LABEL and the run knows classes.
     """
-    generator = torch.Generator(video.device).manual_seed(seed)
-    for task in tasks:
-        unknown = (label == NO_LABEL).any() if run.transformer.no_class else (
-            TASKS[task].needs_classes)
-        if TASKS[task].class_conditional and unknown:
+    frames = run.config.condition_frames
+    for task in run.tasks:
+        if TASKS[task].class_conditional and run.transformer.no_class and (label == NO_LABEL).any():
             continue
-        generated = generate(run.tokenizer, run.transformer, video, task,
-                             condition_frames=condition_frames, generator=generator,
-                             **run.how(task, label), **decoding)
-        yield task, generated, *make_condition(video, task, condition_frames)
+        made = generate(run.tokenizer, run.transformer, video, task, condition_frames=frames,
+                        noise=noise, **run.how(task, label), **run.config.decoding)
+        yield task, made, *make_condition(video, task, frames)
 
 
-def evaluate_tasks(run: Run, source: ClipSource, tasks: list[str], clips: int) -> dict:
+def evaluate_tasks(run: Run, source: ClipSource, clips: int) -> dict:
     """Per task: PSNR against the real clip inside the given region, outside it, and over all.
 
     Inside says how well the condition is kept; outside need not be high, since many videos fit
-    a condition. On the toy also the shares of toy.Judge.
+    a condition. On the toy also the shares of Judge.
     """
     table, device = {}, next(run.transformer.parameters()).device
     judge = (Judge(run.config.frames, run.config.condition_frames)
              if run.data.dataset == "shapes" else None)
     video, label = (each.to(device) for each in load_batch(source, 0, clips, 0, augment=False))
-    done = do_each(run, tasks, video, label, condition_frames=run.config.condition_frames,
-                   **run.config.decoding)
-    for task, generated, _, valid in tqdm(done, "tasks", len(tasks), mininterval=1.0):
+    done = do_tasks(run, video, label, seeded_noise(0, device))
+    for task, generated, _, valid in tqdm(done, "tasks", len(run.tasks), mininterval=1.0):
         error = (generated - video).square()
         given = valid.expand_as(error)
         regions = dict(psnr_given=given, psnr_generated=~given, psnr=torch.ones_like(given))
-        table[task] = {name: round(-10 * error[region].mean().log10().item(), 2)
+        table[task] = {name: rounded(-10 * error[region].mean().log10().item(), 2)
                        if error[region].any() else None for name, region in regions.items()}
         if judge:
             table[task] |= judge(task, generated, video, label)
@@ -103,16 +147,16 @@ def evaluate_tasks(run: Run, source: ClipSource, tasks: list[str], clips: int) -
 
 
 def measure_classes(tokenizer: nn.Module, model: nn.Module, samples: int, decoding: dict,
-                    seed: int = 0, batch: int = 64, frames: int = 16) -> dict:
+                     seed: int = 0, batch: int = 64, frames: int = 16) -> dict:
     """Class-conditional generation on the toy, read back from the pixels by the plain rule."""
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
+    noise = seeded_noise(seed, device)
     labels = torch.arange(samples, device=device) % model.no_class
     size = frames, MovingShapes.H, MovingShapes.W
     shapes, directions = 0, 0
     for part in tqdm(labels.split(batch), desc="classes", mininterval=1.0):
         blank = torch.zeros(len(part), 3, *size, device=device)
-        video = generate(tokenizer, model, blank, "CG", part, generator=generator, **decoding)
+        video = generate(tokenizer, model, blank, "CG", part, noise=noise, **decoding)
         shape, direction = MovingShapes.recognize(video)
         shapes += int((shape == part // 4).sum())
         directions += int((direction == part % 4).sum())
@@ -120,48 +164,58 @@ def measure_classes(tokenizer: nn.Module, model: nn.Module, samples: int, decodi
                 right_direction=round(directions / samples, 4), samples=samples)
 
 
-def measurable_tasks(run: Run) -> list[str]:
-    """The tasks that a run was trained on; without classes CFP is not among them."""
-    return [task for task in dict.fromkeys(run.config.tasks)
-            if run.transformer.no_class or not TASKS[task].needs_classes]
+class Judge:
+    """judge(task, made, video, label) -> shares. Knows all clips that the toy can draw.
 
-
-def report(folder: str | Path, clips: int = 64, samples: int = 256,
-           source: ClipSource | None = None) -> dict:
-    """Numbers and pictures of a finished run, written into its folder and printed.
-
-    source: the clips to look at; by default those that the run's data holds out.
+    A condition may leave something open. One frame says nothing of the direction, and a strip may
+    miss the shape altogether. So what counts as right is asked of the data set, which is finite:
+    any shape and direction with which some clip, of training or held out, would give this
+    condition. frames: T of its clips.
     """
-    device = device_of_this_process()
-    run = load_run(folder, device)
-    held_out = run.data.has_held_out or source is not None
-    source = source or run.held_out(run.folder / "videos-test.json")
-    config, tasks, clips = run.config, measurable_tasks(run), min(clips, len(source))
-    metrics: dict = dict(data="held-out clips" if held_out else
-                         "centre clips of the training videos: not held out",
-                         decoding=config.decoding)
-    with autocast(config.precision, device):                         # as the tokens were learned
-        metrics["reconstruction"] = evaluate_reconstruction(run.tokenizer, source, clips)
-        state = load_checkpoint(run.folder / "tokenizer.pt")
-        if "ema" in state and config.tokenizer_ema ** state["step"] > 0.05:
-            # A short run's average still holds its start, and can turn a comparison round.
-            raw = load_network(state, device, averaged=False)
-            metrics["reconstruction_not_averaged"] = evaluate_reconstruction(raw, source, clips)
-        metrics["tasks"] = evaluate_tasks(run, source, tasks, min(16, len(source)))
-        if run.data.dataset == "shapes" and "CG" in tasks and config.class_dropout < 1:
-            metrics["class_conditional_generation"] = measure_classes(
-                run.tokenizer, run.transformer, samples, config.decoding, frames=config.frames)
-        pictures = draw_run(run, source, tasks)
-    (run.folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    print_report(metrics)
-    print(f"wrote {run.folder}/metrics.json, {', '.join(pictures)}")
-    return metrics
+
+    def __init__(self, frames: int = 16, condition_frames: int = 1):
+        self.condition_frames = condition_frames
+        self.learned, labels = all_clips(MovingShapes("train", frames))
+        held_out, others = all_clips(MovingShapes("test", frames))
+        self.labels = torch.cat([labels, others])
+        self.frames = [to_frames(clip) for clip in torch.cat([self.learned, held_out])]
+
+    def answers(self, task: str, video: Tensor, label: Tensor) -> Tensor:
+        """(B, 16) bool: the classes with which the toy has a clip of the same condition. Tasks
+        with a class are told the label (B,), so it is their one answer."""
+        classes = torch.arange(len(MovingShapes().class_names))
+        if TASKS[task].class_conditional:
+            return label[:, None] == classes
+        valid = make_condition(video, task, self.condition_frames)[1].numpy()
+        given, asked = ([frames[valid].tobytes() for frames in clips]
+                        for clips in (self.frames, map(to_frames, video)))
+        found = torch.zeros(len(video), len(classes), dtype=torch.bool)
+        for row, condition in enumerate(asked):
+            found[row, self.labels[[clip == condition for clip in given]]] = True
+        return found
+
+    def __call__(self, task: str, made: Tensor, video: Tensor, label: Tensor) -> dict[str, float]:
+        """Shares of the videos: right_shape and right_direction, of an answer; open_direction,
+        where there are several; recited: a training clip within 20 dB, the real one farther."""
+        made, video, label = made.float().cpu(), video.cpu(), label.cpu()
+        answers = self.answers(task, video, label).view(len(video), -1, 4)     # shape x direction
+        shape, direction = MovingShapes.recognize(made)
+        shapes, directions = answers.any(2), answers.any(1)
+        right_shape = shapes.gather(1, shape.clamp(min=0)[:, None])[:, 0] & (shape >= 0)
+        right_way = directions.gather(1, direction.clamp(min=0)[:, None])[:, 0] & (direction >= 0)
+        error = torch.cdist(made.flatten(1), self.learned.flatten(1)).square() / made[0].numel()
+        real = (made - video).square().flatten(1).mean(1)
+        nearest = error.amin(1)
+        shares = dict(right_shape=right_shape, right_direction=right_way,
+                      open_direction=directions.sum(1) > 1,
+                      recited=(nearest < real) & (nearest < 0.01))
+        return {name: round(share.float().mean().item(), 3) for name, share in shares.items()}
 
 
 # ---------------------------------------------------------------------------------------------
-# Pictures
+# Pictures and print
 
-def draw_run(run: Run, source: ClipSource, tasks: list[str]) -> list[str]:
+def draw_run(run: Run, source: ClipSource) -> list[str]:
     """reconstruction.gif, samples.gif and, if there is a log, loss.png; returns what it drew."""
     video, labels = load_batch(source, 0, min(4, len(source)), seed=1, augment=False)
     video = video.to(next(run.transformer.parameters()).device)
@@ -169,132 +223,71 @@ def draw_run(run: Run, source: ClipSource, tasks: list[str]) -> list[str]:
     rows = [(f"clip {n}" if label == NO_LABEL else source.class_names[label], [real, ours])
             for n, (label, real, ours) in enumerate(zip(labels, video, decoded))]
     write_grid(run.folder / "reconstruction.gif", rows, ["real", "decoded"])
-    draw_samples(run, video[:1], None if labels[0] == NO_LABEL else int(labels[0]),
-                 run.folder / "samples.gif", tasks, condition_frames=run.config.condition_frames,
-                 **run.config.decoding)
-    pictures = ["reconstruction.gif", "samples.gif"]
+
+    twice, label = video[:1].expand(2, -1, -1, -1, -1), labels[:1].expand(2).to(video.device)
+    grey, rows = 0.5 + 0.5 * video[:1].mean(), []
+    for task, made, condition, valid in do_tasks(run, twice, label, seeded_noise(0, video.device)):
+        given = torch.where(valid, condition, grey).clamp(0, 1)
+        rows.append((f"{task}\n{TASKS[task].title}", [given[0], *made, video[0]]))
+    pictures = ["reconstruction.gif"]
+    if rows:
+        write_grid(run.folder / "samples.gif", rows, ["given", "generated", "generated", "real"])
+        pictures.append("samples.gif")
     if (run.folder / "log.jsonl").exists():
         draw_losses(run.folder / "log.jsonl", run.folder / "loss.png")
         pictures.append("loss.png")
     return pictures
 
 
-def draw_samples(run: Run, video: Tensor, label: int | None, path: str | Path, tasks: list[str],
-                 *, condition_frames: int = 1, samples: int = 2, **decoding) -> None:
-    """Write a GIF (or a PNG contact sheet): a row per task, given | generated ... | real.
-
-    video (1, 3, T, H, W) in [0, 1]. Tasks that need a class are left out where label is None.
-    decoding: the keywords of commit_decode, and a seed.
-    """
-    labels = torch.full((samples,), NO_LABEL if label is None else label, device=video.device)
-    grey, rows = 0.5 + 0.5 * video.mean(), []
-    for task, generated, condition, valid in do_each(
-            run, tasks, video.expand(samples, -1, -1, -1, -1), labels,
-            condition_frames=condition_frames, **decoding):
-        given = torch.where(valid, condition, grey).clamp(0, 1)
-        rows.append((f"{task}\n{TASKS[task].title}", [given[0], *generated, video[0]]))
-    write_grid(path, rows, ["given", *["generated"] * samples, "real"])
-
-
 def draw_losses(log: Path, path: Path) -> None:
-    """The curves of log.jsonl, a panel per stage."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    """The curves of log.jsonl, a panel per stage. A broken line is named and left out."""
     shown = {"image": ["psnr"], "tokenizer": ["psnr"],
              "transformer": ["loss", "mask", "refine", "reconstruct"]}
+    rows: dict[str, dict[int, dict]] = {stage: {} for stage in shown}
+    for number, line in enumerate(log.read_text(errors="replace").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            # a run that was stopped has logged some steps twice: the later line counts
+            rows.setdefault(row["stage"], {})[row["step"]] = row
+        except (ValueError, KeyError, TypeError):
+            print(f"{log}, line {number}, is broken and left out", file=sys.stderr)
     panels = []
     for stage, names in shown.items():
-        # a run that was stopped has logged some steps twice: the later line counts
-        rows = sorted({line["step"]: line for line in lines if line["stage"] == stage}.items())
-        if rows:
-            steps = [step for step, _ in rows]
-            panels.append((stage, "step", "dB" if names == ["psnr"] else "loss",
-                           {name: (steps, [row[name] for _, row in rows]) for name in names
-                            if name in rows[0][1]}))
-    draw_curves(path, panels)
-
-
-def do_tasks(options: argparse.Namespace) -> None:
-    """What decode.py's command line asks; ValueError, in one line, where it makes no sense."""
-    run = load_run(options.run, device_of_this_process())
-    names, label, every = run.class_names, None, "all" in options.task
-    if options.video:
-        stride = run.config.stride if options.stride is None else options.stride
-        video = load_clip(options.video, run.config.clip_shape, options.start, stride)
-        if run.data.dataset == "shapes":
-            print(f"{options.run} has seen drawn shapes only: of real videos it makes shapes too",
-                  file=sys.stderr)
-    else:
-        clip, number = run.held_out().clip(options.clip, None)
-        video, label = to_float(clip[None]), None if number == NO_LABEL else number
-    if options.label is not None:
-        label = class_number(options.label, names)
-    chosen = measurable_tasks(run) if every else options.task
-    tasks = [task for task in TASKS if task in chosen]
-    needing = [task for task in tasks if TASKS[task].class_conditional and names]
-    if not every and needing and label is None:
-        raise ValueError(f"{' '.join(needing)} needs --label; the classes of this run are "
-                         f"{', '.join(names) or 'none'}")
-    if options.label is not None and not needing:
-        raise ValueError(f"{' '.join(tasks)} takes no --label; CG and CFP do")
-    if options.condition_frames is not None and not any(TASKS[t].counts_frames for t in tasks):
-        raise ValueError("--condition-frames says how many frames are given in FP, FI and CFP, "
-                         f"not in {' '.join(tasks)}")
-    unseen = [task for task in tasks if task not in run.config.tasks]
-    if unseen:
-        print(f"this run was not trained on {' '.join(unseen)}", file=sys.stderr)
-    asked = {name: getattr(options, name) for name in run.config.decoding
-             if getattr(options, name) is not None}
-    device = next(run.transformer.parameters()).device
-    with autocast(run.config.precision, device):                      # as the run was trained
-        draw_samples(run, video.to(device), label, options.out, tasks, samples=options.samples,
-                     seed=options.seed, guidance_scale=options.guidance_scale,
-                     condition_frames=options.condition_frames or run.config.condition_frames,
-                     **run.config.decoding | asked)
-    print(f"wrote {options.out}")
-
-
-def class_number(label: str, names: list[str]) -> int:
-    """A class by its name or number. ValueError where the run has no such class."""
-    if label in names:
-        return names.index(label)
-    if label.isdigit() and int(label) < len(names):
-        return int(label)
-    raise ValueError(f"class {label!r} is unknown; this run has {len(names)} classes"
-                     + (f": {', '.join(names)}" if names else ""))
+        steps = sorted(rows[stage])
+        curves = {name: [(step, rows[stage][step][name]) for step in steps
+                         if name in rows[stage][step]] for name in names}
+        curves = {name: tuple(zip(*points)) for name, points in curves.items() if points}
+        if curves:
+            panels.append((stage, "step", "dB" if names == ["psnr"] else "loss", curves))
+    if panels:
+        draw_curves(path, panels)
 
 
 def print_report(metrics: dict) -> None:
     """What report returns, as a table."""
-    print(f"\nmeasured on {metrics['data']}")
-    print("reconstruction: {psnr:.2f} dB PSNR, {ssim:.3f} SSIM, {codes_used} of {codes} codes used "
-          "({clips} clips)".format(**metrics["reconstruction"]))
-    if metrics["reconstruction"]["motion_energy"] is not None:
-        print("  motion: {motion_energy:.0%} of the energy of frame differences, {motion_kept:.0%} "
-              "of them explained".format(**metrics["reconstruction"]))
+    def shown(value: float | None, format: str) -> str:
+        return "-" if value is None else f"{value:{format}}"
+
+    whole = metrics["reconstruction"]
+    print(f"\nmeasured on {metrics['data']}\n"
+          f"reconstruction: {shown(whole['psnr'], '.2f')} dB PSNR, {shown(whole['ssim'], '.3f')} "
+          f"SSIM, {whole['codes_used']} of {whole['codes']} codes used ({whole['clips']} clips)")
+    if whole["motion_energy"] is not None:
+        print(f"  motion: {whole['motion_energy']:.0%} of the energy of frame differences, "
+              f"{whole['motion_kept']:.0%} of them explained")
     if "reconstruction_not_averaged" in metrics:
-        raw = metrics["reconstruction_not_averaged"]["psnr"]
-        print(f"  by the weights that were not averaged: {raw:.2f} dB (a short run: see both)")
+        print("  by the weights that were not averaged: "
+              f"{shown(metrics['reconstruction_not_averaged']['psnr'], '.2f')} dB (a short run: "
+              "see both)")
     judged = [name for name in ("right_shape", "right_direction", "recited")
               if all(name in row for row in metrics["tasks"].values())]
     print("task   PSNR inside the given region   outside (dB)",
           *(name.replace("_", " ") for name in judged), sep="   ")
     for task, row in metrics["tasks"].items():
-        given, generated = ("-" if row[name] is None else f"{row[name]:.2f}"
-                            for name in ("psnr_given", "psnr_generated"))
-        print(f"{task:5} {given:>29} {generated:>14}",
+        print(f"{task:5} {shown(row['psnr_given'], '.2f'):>29} "
+              f"{shown(row['psnr_generated'], '.2f'):>14}",
               *(f"{row[name]:>{len(name) + 2}.0%}" for name in judged), sep=" ")
     if "class_conditional_generation" in metrics:
         print("class-conditional generation: right direction in {right_direction:.1%}, right shape "
               "in {right_shape:.1%} of {samples} samples".format(
                   **metrics["class_conditional_generation"]))
-
-
-def main() -> None:
-    try:
-        report(sys.argv[1] if len(sys.argv) > 1 else "assets/toy")
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"report.py: {error}")
-
-
-if __name__ == "__main__":
-    main()
