@@ -185,7 +185,8 @@ def test_one_given_pixel_is_enough_for_a_supervoxel():
 
 
 @pytest.mark.parametrize("task, frames, first", [
-    ("FP", 1, "1111 0000"), ("FP", 5, "1111 1111"), ("FP", 4, "1111 1111"), ("OPD", 1, "1100 1110")])
+    ("FP", 1, "1111 0000"), ("FP", 5, "1111 1111"), ("FP", 4, "1111 1111"),
+    ("OPD", 1, "1100 1110")])
 def test_a_first_latent_that_lacks_frames_counts_its_first_frame_for_them(task, frames, first):
     """A causal tokenizer's: 17 frames are 5 latents, the first of which stands for one frame."""
     causal = SimpleNamespace(lead=3, latent_shape=lambda T, H, W: ((T + 3) // 4, H, W // 2),

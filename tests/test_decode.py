@@ -154,9 +154,9 @@ def test_zero_steps_are_refused(model, inputs):
 # Guidance
 
 @pytest.mark.parametrize("tasks, trained, baseline", [
-    (MT10, (), "CG"), (MT10, MT10, "CG"), (MT10, ("OPC", "CG"), "CG"), (("OPC", "FP", "CG"), (), "CG"),
-    (MT10, ("OPC",), "OPC"), (MT10, MT8, "OPC"), (MT8, (), "OPC"), (("FP", "FI", "OPC"), (), "OPC"),
-    ((), (), None)])
+    (MT10, (), "CG"), (MT10, MT10, "CG"), (MT10, ("OPC", "CG"), "CG"),
+    (("OPC", "FP", "CG"), (), "CG"), (MT10, ("OPC",), "OPC"), (MT10, MT8, "OPC"),
+    (MT8, (), "OPC"), (("FP", "FI", "OPC"), (), "OPC"), ((), (), None)])
 def test_guidance_leaves_out_condition_and_class_under_the_prompt_of_cg_where_it_is_trained(
         tasks, trained, baseline, inputs, generator):
     """In one forward pass. Where CG is not trained, nothing has touched its prompt's embedding."""
@@ -271,27 +271,40 @@ def test_a_task_has_its_own_prompt_or_that_which_stands_for_it(tiny, tasks, clas
 @pytest.fixture
 def command(tiny, monkeypatch):
     """command(dataset, flags) -> what was looked at, and the rows that were written."""
+    class HeldOut:
+        def __len__(self):
+            return 40
+
+        def clip(self, number, random):
+            looked.append(number)
+            return torch.zeros(3, 16, 32, 32), -1
+
+    looked, held_out = [], HeldOut()
+
+    def load_clip(path, shape, start, stride):
+        looked.append((path, start, stride))
+        return torch.zeros(1, 3, *shape)
+
+    def write_grid(out, rows, columns):
+        looked.append([name.split("\n")[0] for name, _ in rows])
+
     def run(dataset, *flags):
-        looked = []
-        clips = SimpleNamespace(clip=lambda number, random: (looked.append(number) or torch.zeros(
-            3, 16, 32, 32, dtype=torch.uint8), -1))
+        looked.clear()
         config = SimpleNamespace(stride=3, clip_shape=(16, 32, 32), tasks=MT8, precision="float32",
                                  condition_frames=1, decoding=dict(steps=1))
         stub = SimpleNamespace(
-            tokenizer=tiny[0], transformer=tiny[1], config=config, class_names=["run", "walk", "sit"],
-            data=SimpleNamespace(dataset=dataset), tasks=MT10, held_out=lambda: clips,
+            tokenizer=tiny[0], transformer=tiny[1], config=config, tasks=MT10,
+            class_names=["run", "walk", "sit"], data=SimpleNamespace(dataset=dataset),
+            held_out=lambda: held_out,
             how=lambda task, labels: dict(label=labels if TASKS[task].class_conditional else None))
         monkeypatch.setitem(sys.modules, "training.checkpoint", SimpleNamespace(
             load_run=lambda *_: stub))
-        monkeypatch.setitem(sys.modules, "measure.pictures", SimpleNamespace(
-            write_grid=lambda out, rows, columns: looked.append(
-                [name.split("\n")[0] for name, _ in rows])))
-        monkeypatch.setattr("data.clips.load_clip", lambda path, shape, start, stride: looked.append(
-            (path, start, stride)) or torch.zeros(1, 3, *shape))
-        monkeypatch.setattr("data.source.to_float", lambda clips: clips / 255)
+        monkeypatch.setitem(sys.modules, "measure.pictures", SimpleNamespace(write_grid=write_grid))
+        monkeypatch.setattr("data.clips.load_clip", load_clip)
+        monkeypatch.setattr("data.source.to_float", lambda clips: clips)
         monkeypatch.setattr("sys.argv", ["decode.py", "RUN", "--samples", "1", *flags])
         decode.main()
-        return looked
+        return [*looked]
     return run
 
 
@@ -308,6 +321,15 @@ def test_the_command_does_all_tasks_in_order_those_with_a_class_where_one_is_giv
     assert command("videos")[1] == [*MT8]
     assert command("videos", "--label", "walk")[1] == [*MT10]
     assert "was not trained on CG CFP" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, complaint", [
+    (["--steps", "0"], "--steps 0; wanted at least 1"), (["--samples", "0"], "--samples 0"),
+    (["--temperature", "nan"], "--temperature nan"), (["--out", "out.mp3"], "out.mp3"),
+    (["--clip", "40"], "--clip 40; the run has held-out clips 0 to 39")])
+def test_a_senseless_flag_is_refused_in_a_line_that_names_it(command, flags, complaint):
+    with pytest.raises(SystemExit, match=f"^decode.py: .*{complaint}"):
+        command("videos", *flags)
 
 
 @pytest.mark.parametrize("tasks, options, complaint", [

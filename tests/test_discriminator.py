@@ -42,13 +42,13 @@ def test_time_is_halved_until_one_frame_is_left_and_an_odd_one_is_kept(frames, a
 @pytest.mark.parametrize("config, kind, shape", [
     (TINY, Discriminator3d, (3,)), (TINY.image_twin(), Discriminator2d, (3, 4))])
 def test_one_logit_per_clip_in_3d_and_per_frame_in_2d(config, kind, shape, clips):
-    discriminator, formats = config.build(), []
-    discriminator.conv_in.register_forward_pre_hook(lambda _, given: formats.append(
-        given[0].is_contiguous(memory_format=torch.channels_last_3d)))
-    with torch.autocast("cpu", torch.bfloat16):                     # R1 wants float32 all the same
+    discriminator, seen = config.build(), []
+    discriminator.conv_in.register_forward_hook(lambda _, given, output: seen.append(
+        (given[0].is_contiguous(memory_format=torch.channels_last_3d), output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):                 # R1 needs float32 all the same
         logits = discriminator(clips[0])
-    assert type(discriminator) is kind and logits.shape == shape and all(formats)
-    assert logits.dtype == torch.float32 and torch.equal(logits, discriminator(clips[0]))
+    assert type(discriminator) is kind and logits.shape == shape
+    assert seen == [(True, torch.float32)]
 
 
 def test_a_clip_of_another_size_is_refused(discriminator):

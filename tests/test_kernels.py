@@ -91,7 +91,8 @@ class LargestKernel(TorchDispatchMode):
     seen = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        kernel = {"aten::convolution": 1, "aten::convolution_backward": 2}.get(function._schema.name)
+        places = {"aten::convolution": 1, "aten::convolution_backward": 2}
+        kernel = places.get(function._schema.name)
         if kernel:
             self.seen = max(self.seen, *arguments[kernel].shape[2:])
         return function(*arguments, **(options or {}))

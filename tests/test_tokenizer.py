@@ -1,4 +1,4 @@
-"""tokenizer.py: Sec. 3.1 (3D-VQ, inflation and padding), App. A.1 (architecture), App. B.2 (sizes)."""
+"""tokenizer.py: Sec. 3.1 (3D-VQ, inflation, padding), App. A.1 (architecture), App. B.2 (sizes)."""
 from dataclasses import replace
 
 import pytest
