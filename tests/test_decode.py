@@ -1,5 +1,4 @@
 """decode.py: Algorithm 1 (Sec. 3.2), App. B.3."""
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -268,43 +267,36 @@ def test_a_task_has_its_own_prompt_or_that_which_stands_for_it(tiny, tasks, clas
 # ---------------------------------------------------------------------------------------------
 # The command
 
+class HeldOut(list):
+    """Forty clips, of which the numbers that are asked for are kept in the list."""
+
+    def __len__(self):
+        return 40
+
+    def clip(self, number, random):
+        self.append(number)
+        return torch.zeros(16, 32, 32, 3, dtype=torch.uint8), -1
+
+
 @pytest.fixture
 def command(tiny, monkeypatch):
-    """command(dataset, flags) -> what was looked at, and the rows that were written."""
-    class HeldOut:
-        def __len__(self):
-            return 40
-
-        def clip(self, number, random):
-            looked.append(number)
-            return torch.zeros(3, 16, 32, 32), -1
-
-    looked, held_out = [], HeldOut()
-
-    def load_clip(path, shape, start, stride):
-        looked.append((path, start, stride))
-        return torch.zeros(1, 3, *shape)
-
-    def write_grid(out, rows, columns):
-        looked.append([name.split("\n")[0] for name, _ in rows])
-
+    """command(dataset, flags) -> the clip that was looked at, the rows that were written."""
     def run(dataset, *flags):
-        looked.clear()
-        config = SimpleNamespace(stride=3, clip_shape=(16, 32, 32), tasks=MT8, precision="float32",
-                                 condition_frames=1, decoding=dict(steps=1))
+        looked, rows = HeldOut(), []
         stub = SimpleNamespace(
-            tokenizer=tiny[0], transformer=tiny[1], config=config, tasks=MT10,
-            class_names=["run", "walk", "sit"], data=SimpleNamespace(dataset=dataset),
-            held_out=lambda: held_out,
+            tokenizer=tiny[0], transformer=tiny[1], tasks=MT10, class_names=["run", "walk", "sit"],
+            data=SimpleNamespace(dataset=dataset), held_out=lambda: looked,
+            config=SimpleNamespace(stride=3, clip_shape=(16, 32, 32), tasks=MT8, condition_frames=1,
+                                   precision="float32", decoding=dict(steps=1)),
             how=lambda task, labels: dict(label=labels if TASKS[task].class_conditional else None))
-        monkeypatch.setitem(sys.modules, "training.checkpoint", SimpleNamespace(
-            load_run=lambda *_: stub))
-        monkeypatch.setitem(sys.modules, "measure.pictures", SimpleNamespace(write_grid=write_grid))
-        monkeypatch.setattr("data.clips.load_clip", load_clip)
-        monkeypatch.setattr("data.source.to_float", lambda clips: clips)
+        monkeypatch.setattr("training.checkpoint.load_run", lambda *_: stub)
+        monkeypatch.setattr("measure.pictures.write_grid", lambda _, table, titles: rows.extend(
+            name.split("\n")[0] for name, _ in table))
+        monkeypatch.setattr("data.clips.load_clip", lambda path, _, *rest: looked.append(
+            (path, *rest)) or torch.zeros(1, 3, 16, 32, 32))
         monkeypatch.setattr("sys.argv", ["decode.py", "RUN", "--samples", "1", *flags])
         decode.main()
-        return [*looked]
+        return [*looked], rows
     return run
 
 
@@ -314,7 +306,7 @@ def command(tiny, monkeypatch):
     ("videos", [], 0), ("shapes", [], 36), ("shapes", ["--clip", "4"], 4)])
 def test_the_command_takes_the_video_at_the_runs_stride_or_a_held_out_clip(command, dataset, flags,
                                                                            looked):
-    assert command(dataset, "--task", "OPH", *flags) == [looked, ["OPH"]]
+    assert command(dataset, "--task", "OPH", *flags) == ([looked], ["OPH"])
 
 
 def test_the_command_does_all_tasks_in_order_those_with_a_class_where_one_is_given(command, capsys):
