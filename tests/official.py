@@ -16,6 +16,7 @@ argument: padding, which down-samplers halve time, and the clip's resolution.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,7 @@ from einops import rearrange
 from torch import nn
 
 from discriminator import Discriminator2d, Discriminator3d, DiscriminatorConfig
-from tokenizer import (ImageTokenizer, NormSwish, ResidualBlock, TokenizerConfig, Upsample,
-                       VideoTokenizer)
+from tokenizer import ImageTokenizer, ResidualBlock, TokenizerConfig, VideoTokenizer
 from transformer import MaskedTransformer, TransformerConfig
 
 
@@ -58,83 +58,67 @@ def count(arrays: dict, pattern: str) -> int:
     return len({match[0] for name in arrays if (match := re.match(pattern, name))})
 
 
+def put(state: dict, ours: str, params: dict, official: str) -> None:
+    """A layer's arrays into a state_dict: its kernel or scale is our weight."""
+    for name, array in below(params, official).items():
+        tensor = torch.from_numpy(array)
+        if name == "kernel":
+            tensor = tensor.T if tensor.ndim == 2 else kernel(array)
+        state[f"{ours}.{'bias' if name == 'bias' else 'weight'}"] = tensor
+
+
 # ---------------------------------------------------------------------------------------------
 # Tokenizer
 
 def load_tokenizer(npz, prefix: str = "params", *, padding: str | None = None,
-                   temporal_downsample: tuple[bool, ...] | None = None) -> VideoTokenizer:
+                   temporal_downsample: tuple[bool, ...] | None = None,
+                   kind: type = VideoTokenizer) -> VideoTokenizer:
     """A VideoTokenizer with official 3D-VQ parameters.
 
     padding: None reads "zero" in the file's name as "zeros", else "reflect".
     temporal_downsample: None takes the file's config_temporal_downsample, else the first two.
     """
     arrays = arrays_of(npz)
-    return _tokenizer(VideoTokenizer, npz, arrays, prefix, padding, temporal_downsample)
-
-
-def load_image_tokenizer(npz, prefix: str = "params", *, padding: str | None = None
-                         ) -> ImageTokenizer:
-    """An ImageTokenizer with official 2D-VQ parameters; None: "zeros", as the golden file."""
-    arrays = arrays_of(npz)
-    return _tokenizer(ImageTokenizer, npz, arrays, prefix, padding or "zeros", None)
-
-
-def _tokenizer(kind, npz, arrays, prefix, padding, temporal_downsample):
     params = below(arrays, prefix)
-    blocks = count(params, r"encoder/ResBlock_\d+/")
     samplers = count(params, r"decoder/Conv_\d+/") - 2
-    per_stage = blocks // (samplers + 2)
+    per_stage = count(params, r"encoder/ResBlock_\d+/") // (samplers + 2)
     widths = [params[f"encoder/ResBlock_{i * per_stage}/Conv_1/kernel"].shape[-1]
               for i in range(samplers + 1)]
     base = params["encoder/Conv_0/kernel"].shape[-1]
     codes, width = params["quantizer/codebook"].shape
-    if padding is None:
-        padding = "zeros" if "zero" in str(npz) else "reflect"
     if temporal_downsample is None:
         temporal_downsample = arrays.get("config_temporal_downsample", (True, True, False))
     tokenizer = kind(TokenizerConfig(
         base_channels=base, channel_multipliers=tuple(w // base for w in widths),
         temporal_downsample=tuple(bool(flag) for flag in temporal_downsample)[:samplers],
-        num_res_blocks=per_stage, codebook_size=codes, embedding_dim=width, padding=padding))
-    state = tokenizer_state(params, tokenizer)
-    tokenizer.load_state_dict(state)
+        num_res_blocks=per_stage, codebook_size=codes, embedding_dim=width,
+        padding=padding or ("zeros" if "zero" in str(npz) else "reflect")))
+    tokenizer.load_state_dict(tokenizer_state(params, tokenizer))
     return tokenizer
+
+
+def load_image_tokenizer(npz, prefix: str = "params", *, padding: str | None = None
+                         ) -> ImageTokenizer:
+    """An ImageTokenizer with official 2D-VQ parameters; None: "zeros", as the golden file."""
+    return load_tokenizer(npz, prefix, padding=padding or "zeros", kind=ImageTokenizer)
 
 
 def tokenizer_state(params: dict, tokenizer: VideoTokenizer) -> dict[str, torch.Tensor]:
     """Official arrays (parameters or their gradients) under the names of our state_dict."""
     state = {"quantizer.codebook": torch.from_numpy(params["quantizer/codebook"])}
+    number: Counter = Counter()             # of layers so far, by scope and type
     for part in ("encoder", "decoder"):
-        convs = blocks = 0
-        own = below(params, part)
-        for number, layer in enumerate(getattr(tokenizer, part)):
-            name = f"{part}.{number}"
+        for name, layer in getattr(tokenizer, part).named_children():
+            scope = part
             if isinstance(layer, ResidualBlock):
-                block = below(own, f"ResBlock_{blocks}")
-                blocks += 1
-                for i in (0, 1):
-                    _norm(state, f"{name}.main.{2 * i}.0", block, f"GroupNorm_{i}")
-                    _conv(state, f"{name}.main.{2 * i + 1}", block, f"Conv_{i}")
-                if "Conv_2/kernel" in block:
-                    _conv(state, f"{name}.skip", block, "Conv_2")
-            elif isinstance(layer, NormSwish):
-                _norm(state, f"{name}.0", own, "GroupNorm_0")
-            elif not isinstance(layer, nn.AvgPool3d):
-                _conv(state, f"{name}.conv" if isinstance(layer, Upsample) else name, own,
-                      f"Conv_{convs}")
-                convs += 1
+                scope = f"{part}/ResBlock_{number[part]}"
+                number[part] += 1
+            for inner, leaf in layer.named_modules(prefix=f"{part}.{name}"):
+                if isinstance(leaf, (nn.Conv3d, nn.GroupNorm)):
+                    kind = "Conv" if isinstance(leaf, nn.Conv3d) else "GroupNorm"
+                    put(state, inner, params, f"{scope}/{kind}_{number[scope, kind]}")
+                    number[scope, kind] += 1
     return state
-
-
-def _norm(state: dict, name: str, params: dict, official: str) -> None:
-    state[f"{name}.weight"] = torch.from_numpy(params[f"{official}/scale"])
-    state[f"{name}.bias"] = torch.from_numpy(params[f"{official}/bias"])
-
-
-def _conv(state: dict, name: str, params: dict, official: str) -> None:
-    state[f"{name}.weight"] = kernel(params[f"{official}/kernel"])
-    if f"{official}/bias" in params:
-        state[f"{name}.bias"] = torch.from_numpy(params[f"{official}/bias"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -163,19 +147,13 @@ def load_discriminator(npz, prefix: str = "params",
 def discriminator_state(params: dict) -> dict[str, torch.Tensor]:
     """Official arrays (parameters or their gradients) under the names of our state_dict."""
     state: dict[str, torch.Tensor] = {}
-    _conv(state, "conv_in", params, "Conv_0")
-    _conv(state, "conv_out", params, "Conv_1")
+    for ours, official in (("conv_in", "Conv_0"), ("conv_out", "Conv_1"), ("dense", "Dense_0"),
+                           ("logit", "Dense_1")):
+        put(state, ours, params, official)
     for number in range(count(params, r"ResBlock_\d+/")):
         for ours, official in (("conv1", "Conv_0"), ("skip", "Conv_1"), ("conv2", "Conv_2")):
-            _conv(state, f"blocks.{number}.{ours}", params, f"ResBlock_{number}/{official}")
-    for ours, official in (("dense", "Dense_0"), ("logit", "Dense_1")):
-        _dense(state, ours, params, official)
+            put(state, f"blocks.{number}.{ours}", params, f"ResBlock_{number}/{official}")
     return state
-
-
-def _dense(state: dict, name: str, params: dict, official: str) -> None:
-    state[f"{name}.weight"] = torch.from_numpy(params[f"{official}/kernel"]).T
-    state[f"{name}.bias"] = torch.from_numpy(params[f"{official}/bias"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -213,32 +191,28 @@ def load_transformer(npz, prefix: str = "params", *, codebook_size: int | None =
 
 def transformer_state(params: dict) -> dict[str, torch.Tensor]:
     """Official arrays (parameters or their gradients) under the names of our state_dict."""
-    def tensor(name: str) -> torch.Tensor:
-        return torch.from_numpy(params[name])
-
-    def norm(ours: str, official: str) -> None:
-        state[f"{ours}.weight"], state[f"{ours}.bias"] = (tensor(f"{official}/scale"),
-                                                          tensor(f"{official}/bias"))
-
-    state = {"token_embedding.weight": tensor("BertEmbed_0/word_embeddings/embedding"),
-             "position_embedding.weight": tensor("BertEmbed_0/position_embeddings/embedding"),
-             "head_bias": tensor("BertMlmLayer_0/mlm_bias/bias")}
-    norm("embedding_norm", "BertEmbed_0/embeddings_ln")
-    _dense(state, "head.0", params, "BertMlmLayer_0/mlm_dense")
-    norm("head.2", "BertMlmLayer_0/mlm_ln")
+    state = {ours: torch.from_numpy(params[official]) for ours, official in (
+        ("token_embedding.weight", "BertEmbed_0/word_embeddings/embedding"),
+        ("position_embedding.weight", "BertEmbed_0/position_embeddings/embedding"),
+        ("head_bias", "BertMlmLayer_0/mlm_bias/bias"))}
+    layers = {"embedding_norm": "BertEmbed_0/embeddings_ln", "head.0": "BertMlmLayer_0/mlm_dense",
+              "head.2": "BertMlmLayer_0/mlm_ln"}
     for number in range(count(params, r"BertLayer_\d+/")):
-        block, attention = f"blocks.{number}", f"BertLayer_{number}/BertAttention_0"
-        three = [f"{attention}/self_attention/{name}" for name in ("query", "key", "value")]
-        state[f"{block}.attention.query_key_value.weight"] = torch.cat(
-            [rearrange(tensor(f"{name}/kernel"), "i heads d -> (heads d) i") for name in three])
-        state[f"{block}.attention.query_key_value.bias"] = torch.cat(
-            [tensor(f"{name}/bias").flatten() for name in three])
-        state[f"{block}.attention.out.weight"] = rearrange(
-            tensor(f"{attention}/self_attention/out/kernel"), "heads d o -> o (heads d)")
-        state[f"{block}.attention.out.bias"] = tensor(f"{attention}/self_attention/out/bias")
-        norm(f"{block}.attention_norm", f"{attention}/attention_output_ln")
-        mlp = f"BertLayer_{number}/BertMlp_0"
-        _dense(state, f"{block}.mlp.0", params, f"{mlp}/intermediate_output")
-        _dense(state, f"{block}.mlp.2", params, f"{mlp}/layer_output")
-        norm(f"{block}.mlp_norm", f"{mlp}/layer_output_ln")
+        block, official = f"blocks.{number}", f"BertLayer_{number}"
+        layers |= {f"{block}.attention_norm": f"{official}/BertAttention_0/attention_output_ln",
+                   f"{block}.mlp.0": f"{official}/BertMlp_0/intermediate_output",
+                   f"{block}.mlp.2": f"{official}/BertMlp_0/layer_output",
+                   f"{block}.mlp_norm": f"{official}/BertMlp_0/layer_output_ln"}
+        own = below(params, f"{official}/BertAttention_0/self_attention")
+        three = [(own[f"{name}/kernel"], own[f"{name}/bias"]) for name in ("query", "key", "value")]
+        state |= {
+            f"{block}.attention.query_key_value.weight": torch.cat([rearrange(
+                torch.from_numpy(weight), "i heads d -> (heads d) i") for weight, _ in three]),
+            f"{block}.attention.query_key_value.bias": torch.cat([
+                torch.from_numpy(bias).flatten() for _, bias in three]),
+            f"{block}.attention.out.weight": rearrange(torch.from_numpy(own["out/kernel"]),
+                                                       "heads d o -> o (heads d)"),
+            f"{block}.attention.out.bias": torch.from_numpy(own["out/bias"])}
+    for ours, official in layers.items():
+        put(state, ours, params, official)
     return state
