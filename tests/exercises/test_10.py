@@ -1,5 +1,6 @@
 """Exercise 10: Algorithm 1, the whole loop (Sec. 3.2)."""
 import math
+from functools import partial
 
 import oracle
 import pytest
@@ -116,17 +117,8 @@ def condition_put_back(model, condition, is_pad, steps, mask_id):
     return loop(model, condition, is_pad, steps, mask_id).where(is_pad, condition)
 
 
-def the_least_sure_stay(*inputs):
-    return loop(*inputs, keep=-1)
-
-
-def one_step_behind(*inputs):
-    """gamma(t / K), as Sec. 2 has it for images: the first step decides nothing."""
-    return loop(*inputs, step_behind=1)
-
-
-def decided_anew(*inputs):
-    return loop(*inputs, redo=True)
+the_least_sure_stay, decided_anew = partial(loop, keep=-1), partial(loop, redo=True)
+one_step_behind = partial(loop, step_behind=1)       # gamma(t / K): the first step decides nothing
 
 
 def test_the_loop_without_a_mistake_passes(model, condition):

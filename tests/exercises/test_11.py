@@ -88,11 +88,9 @@ def with_epsilon(mean1, covariance1, mean2, covariance2):
     return frechet_distance(mean1, covariance1 + more, mean2, covariance2 + more)
 
 
-def root_without_clipping(mean1, covariance1, mean2, covariance2):
-    """An eigenvalue of -1e-17 has no root: the whole distance is not a number."""
-    values = torch.linalg.eigvals(covariance1 @ covariance2).real
-    return ((mean1 - mean2).square().sum() + (covariance1 + covariance2).trace()
-            - 2 * (values - 1e-17).sqrt().sum())
+# An eigenvalue of -1e-17 has no root: the whole distance is not a number.
+root_without_clipping = by_root_of(lambda one, other: torch.diag(
+    (torch.linalg.eigvals(one @ other).real - 1e-17).sqrt()))
 
 
 @pytest.mark.parametrize("wrong, by", [
