@@ -116,14 +116,14 @@ def evaluate_protocol(run: str | Path, name: str, data: DataConfig | ClipSource 
                  device=device.type)
 
     # Rows of features: of the real clips, then of the samples of each task.
+    settings = {task: about | what_decides(run, task, asked) for task in asked.tasks}
+    if asked.save:
+        from_first(lambda: claim_all(run, settings, asked), processes)
+    if "fvd" in asked.metrics:
+        settings = dict(real=about) | settings
     rows = {}
-    for task in [*(["real"] if "fvd" in asked.metrics else []), *asked.tasks]:
-        settings = about | what_decides(run, task, asked)
-        if asked.save and task != "real":
-            files = sample_files(asked.save, task, range(asked.samples))
-            whose = dict(run=str(run.folder.resolve()), task=task, settings=settings)
-            from_first(lambda: claim(Path(asked.save, task), files, whose), processes)
-        folder = run.folder / "evaluation" / f"{name}-{task}-{digest(settings)}"
+    for task in settings:
+        folder = run.folder / "evaluation" / f"{name}-{task}-{digest(settings[task])}"
         rows[task] = measure_samples(run, task, source, list(distinct) if task == "real" else clips,
                                      judges, asked, folder, processes)
     if processes.rank:
@@ -302,8 +302,6 @@ def content_of(source: ClipSource) -> str:
 
 def what_decides(run: Run, task: str, asked: SimpleNamespace) -> dict:
     """Whatever a sample depends on beside its real clip, as plain data."""
-    if task == "real":
-        return {}
     facts = dict(tokenizer=weights_hash(run.tokenizer)[:10], precision=asked.precision)
     if task == "reconstruction":
         return facts
@@ -316,6 +314,14 @@ def checkpoint_stamps(run: Path) -> list:
     """Changes when the run's checkpoints do."""
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (
         run / f"{stage}.pt" for stage in ("image", "tokenizer", "transformer")) if path.exists()]
+
+
+def claim_all(run: Run, settings: dict[str, dict], asked: SimpleNamespace) -> None:
+    """Say beside the folder of each task's samples whose they are. ValueError where it holds
+    others."""
+    for task, of_task in settings.items():
+        claim(Path(asked.save, task), sample_files(asked.save, task, range(asked.samples)),
+              dict(run=str(run.folder.resolve()), task=task, settings=of_task))
 
 
 def sample_files(folder: str | None, task: str, numbers: range) -> list[Path]:
@@ -341,6 +347,9 @@ def conclude(run: Run, results: dict, about: dict) -> dict:
     print_numbers("protocol {protocol} ({source})\nreal: {real}; {real_clips:,} clips, "
                   "{real_videos:,} videos\n".format(**about)
                   + f"decoding: {decoding_in_words(about['decoding'])}", results)
+    for task, entries in results.items():
+        if "codes" in entries:
+            print(f"{task}: {entries['codes']['used']} of {entries['codes']['of']} codes used")
     print_tasks(results)
     print(f"wrote {path}")
     return outcome
