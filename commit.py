@@ -222,9 +222,9 @@ MT10 = (*MT8, "CG", "CFP")
 def task_index(task: str, prompts: tuple[str, ...] = MT10) -> int:
     """Which of a model's prompts belongs to the task.
 
-    prompts: the tasks of the model's prompts, in order (TransformerConfig.tasks). A model without
-    prompts ignores the index: 0. ValueError for a name that is not in TASKS, and for a task that
-    the model has no prompt for.
+    prompts: the tasks of the model's prompts, in order (TransformerConfig.tasks). 0 for a model
+    without prompts, which ignores it. ValueError for a name that is not in TASKS, and for a task
+    that the model has no prompt for.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} is unknown; choose from {' '.join(TASKS)}")

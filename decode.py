@@ -104,8 +104,8 @@ def guided_logits(model: nn.Module, inputs: Tensor, tokens: Tensor, masked: Tens
 
     Unconditional is the same sequence without condition tokens and without a class, under the
     prompt of CG (official), or under the example's own where the model has not trained CG.
-    masked (B, N) bool. The paper does not guide: scale 0 is a plain forward pass. Training needs
-    class dropout before it can be used.
+    masked (B, N) bool. The paper does not guide: scale 0 is a plain forward pass. Guide only a
+    model that was trained with class dropout.
     """
     if scale == 0:
         return model(inputs, task, label).float()
@@ -149,14 +149,16 @@ def generate(tokenizer: nn.Module, model: nn.Module, video: Tensor, task: str,
                              f"class), got {got}")
     elif label is not None:
         raise ValueError(f"{task} takes no class label; CG and CFP do, where there are classes")
-    grid = tokenizer.latent_shape(*video.shape[2:])
-    condition_tokens, is_pad = tokenize_condition(tokenizer, video, task, condition_frames)
-    size = model.config
-    if condition_tokens.shape[1] != size.num_tokens or size.grid and tuple(size.grid) != grid:
+    if label is not None and label.shape != video.shape[:1]:
+        raise ValueError(f"labels are {tuple(label.shape)}; wanted one for each of the "
+                         f"{len(video)} videos")
+    size, grid = model.config, tokenizer.latent_shape(*video.shape[2:])
+    if math.prod(grid) != size.num_tokens or size.grid and tuple(size.grid) != grid:
         raise ValueError(f"a {'x'.join(map(str, video.shape[2:]))} video has "
                          f"{'x'.join(map(str, grid))} tokens; this transformer was trained on "
                          f"{'x'.join(map(str, size.grid)) or size.num_tokens}: resize or cut the "
                          "video")
+    condition_tokens, is_pad = tokenize_condition(tokenizer, video, task, condition_frames)
     task_ids = torch.full((len(video),), index, device=video.device)
     labels = torch.full_like(task_ids, classes) if label is None else label
     for state in decode(model, task_ids, labels, condition_tokens, is_pad, **decoding):

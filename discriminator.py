@@ -69,7 +69,7 @@ def pool_by_two(x: Tensor, axes: tuple[bool, bool, bool]) -> Tensor:
     TensorFlow's SAME pooling does (official). A length of one stays one.
     """
     window = [2 if pooled and size > 1 else 1 for pooled, size in zip(axes, x.shape[2:])]
-    return F.avg_pool3d(x, window, ceil_mode=True, count_include_pad=False)
+    return F.avg_pool3d(x, window, ceil_mode=True)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -78,7 +78,7 @@ class DiscriminatorBlock(nn.Module):
     Pooling always includes time, until one frame is left (official).
     """
 
-    pool = staticmethod(pool_by_two)
+    pool = staticmethod(pool_by_two)        # a variant pools in another way
 
     def __init__(self, channels_in: int, channels_out: int, kernel: tuple[int, int, int]):
         super().__init__()
@@ -136,7 +136,7 @@ class Discriminator3d(nn.Module):
             x = F.leaky_relu(self.conv_in(channels_last(video)), 0.2)
             x = F.leaky_relu(self.conv_out(self.blocks(x)), 0.2)
             x = F.leaky_relu(self.dense(rearrange(x, "b c t h w -> b (t h w c)")), 0.2)
-            return self.logit(x)[:, 0].float()                                          # (B,)
+            return self.logit(x)[:, 0]                                                  # (B,)
 
 
 class Discriminator2d(Discriminator3d):

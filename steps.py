@@ -197,12 +197,12 @@ def transformer_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dic
                          transformer.mask_id)
     task = torch.full_like(batch.label, task_index(batch.task, transformer.config.tasks))
     terms = dict.fromkeys(("loss", "refine", "mask", "reconstruct"), 0.0)
-    for some in torch.arange(len(inputs), device=inputs.device).chunk(config.accumulate):
-        share = len(some) / len(inputs)
+    for rows in torch.arange(len(inputs), device=inputs.device).chunk(config.accumulate):
+        share = len(rows) / len(inputs)
         with autocast(config.precision, inputs.device):
-            logits = transformer(inputs[some], task[some], batch.label[some])
-        losses = transformer.cross_entropy(logits, batch.tokens[some], config.label_smoothing)
-        loss = commit_loss(losses, batch.is_pad, batch.scores[some], cutoff[some],
+            logits = transformer(inputs[rows], task[rows], batch.label[rows])
+        losses = transformer.cross_entropy(logits, batch.tokens[rows], config.label_smoothing)
+        loss = commit_loss(losses, batch.is_pad, batch.scores[rows], cutoff[rows],
                            config.loss_weights)
         (share * loss.total).backward()
         for name, value in zip(terms, loss):

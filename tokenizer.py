@@ -209,7 +209,7 @@ class Decoder(Layers):
 # Quantization
 
 def average_over_processes(x: Tensor) -> Tensor:
-    """Mean over all processes. Its gradient to x is 1, since a step averages gradients later."""
+    """Mean over all processes. Each passes on a gradient of 1; a step averages them later."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return x
     mean = x.detach().clone()
@@ -309,7 +309,7 @@ class VideoTokenizer(nn.Module):
     def latents(self, video: Tensor) -> Tensor:
         """video (B, 3, T, H, W) in [0, 1] -> float32 latents (B, D, t, h, w), not yet codes.
 
-        ValueError where the shape or the dtype is another. Values are not looked at: encode does.
+        ValueError where the shape or the dtype is another; encode checks the values, too.
         """
         if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
             raise ValueError(f"video is {video.dtype} {tuple(video.shape)}; wanted floats "
@@ -341,6 +341,7 @@ class VideoTokenizer(nn.Module):
         return self._run(self.decoder, self.quantizer.lookup(tokens))
 
     def _run(self, network: Layers, x: Tensor) -> Tensor:
+        """Encoder or decoder on x (B, C, T, H, W); in float32 from there on."""
         return network(channels_last(x)).float()
 
 

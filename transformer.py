@@ -63,7 +63,7 @@ class TransformerConfig:
 
         Official models of a single task have no prompt, and one token less.
         """
-        return min(1, len(self.tasks)) + 1 + self.num_tokens
+        return bool(self.tasks) + 1 + self.num_tokens
 
 
 TRANSFORMERS = {
@@ -151,7 +151,10 @@ class MaskedTransformer(nn.Module):
         return self.config.num_classes
 
     def prefix(self, task: Tensor, label: Tensor) -> Tensor:
-        """[rho, c]: task (B,) index into config.tasks, label (B,) in [0, C] -> ids (B, 2)."""
+        """[rho, c]: task (B,) index into config.tasks, label (B,) in [0, C] -> ids (B, 2).
+
+        Without prompts, ids are (B, 1): [c].
+        """
         class_id = self.config.codebook_size + label
         if not self.config.tasks:
             return class_id[:, None]

@@ -76,7 +76,8 @@ class SafeConv3d(nn.Conv3d):
             # gradient of whatever was in memory (torch 2.13). So it is computed in float32.
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.float() if self.weight.dtype == torch.float32 else x)
-        plain = {*self.stride, *self.dilation, self.groups} == {1} and self.padding != "same"
+        plain = {*self.stride, *self.dilation, self.groups} == {1} and (
+            not isinstance(self.padding, str))
         if zeros and x.is_cuda and plain and x.dtype == self.weight.dtype and (
                 not torch.is_autocast_enabled("cuda")):
             return TwiceDifferentiable.apply(x, self.weight, self.bias, self.padding)
