@@ -23,8 +23,7 @@ rarely, draw another token.)
 Not here: the table of protocols (measure/protocols.py), from videos to numbers
         (measure/judges.py), two folders (measure/folders.py), the report (measure/report.py).
 
-Run:    python evaluate.py                            what can be measured with the weights here
-        python evaluate.py RUN                        numbers and pictures of a run
+Run:    python evaluate.py RUN                        numbers and pictures of a run
         python evaluate.py RUN --protocol own         FVD* and more, on the clips it held out
         python evaluate.py RUN --protocol bair --data DIR         (torchrun for several GPUs)
         python evaluate.py RUN --protocol ucf101 --data DIR --tasks reconstruction     (Table 7)
@@ -34,7 +33,6 @@ Run:    python evaluate.py                            what can be measured with 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from datetime import timedelta
@@ -48,20 +46,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from commit import MT10, TASKS, make_condition, task_index
-from data.clips import DataConfig, VideoFolder, check_output, open_source, write_lossless
-from data.source import NO_LABEL, ClipSource, digest, fingerprint
+from data.clips import DataConfig, VideoFolder, check_output, write_lossless
+from data.source import NO_LABEL, ClipSource, digest
 from decode import Noise, generate, seeded_noise
 from measure.folders import compare
-from measure.judges import (METRICS, entry, load_clips, measure_videos, open_judges, print_numbers,
-                            read_all, read_rows, refuse_clips, score, shared_out, stored_name,
-                            write_rows)
-from measure.judges import claim, read_json, write_json
+from measure.judges import (METRICS, claim, entry, load_clips, measure_videos, open_judges,
+                            print_numbers, read_all, read_json, read_rows, refuse_clips,
+                            sample_name, score, shared_out, stored_name, write_json, write_rows)
 from measure.pictures import to_frames
-from measure.protocols import (NO_BENCHMARK, PROTOCOLS, Clip, checked_decoding, complete,
-                               decoding_in_words, deviations, measured_size, real_clips, to_measure)
+from measure.protocols import (PROTOCOLS, Clip, checked_decoding, complete, content_of,
+                               decoding_in_words, deviations, measured_size, open_real,
+                               real_clips, to_measure, trained_on)
 from measure.report import report
 from steps import autocast
-from training.checkpoint import Run, as_plain, is_there, load_run, weights_hash
+from training.checkpoint import Run, is_there, load_run, weights_hash
 from training.kernels import resolve_precision
 from training.presets import TASK_SETS
 from training.processes import Processes, from_first, start_processes
@@ -117,8 +115,9 @@ def evaluate_protocol(run: str | Path, name: str, data: DataConfig | ClipSource 
 
     # Rows of features: of the real clips, then of the samples of each task.
     settings = {task: about | what_decides(run, task, asked) for task in asked.tasks}
-    if asked.save:
-        from_first(lambda: claim_all(run, settings, asked), processes)
+    for task in asked.tasks if asked.save else ():
+        whose = dict(run=str(run.folder.resolve()), task=task, settings=settings[task])
+        from_first(lambda: claim(Path(asked.save, task), asked.samples, whose), processes)
     if "fvd" in asked.metrics:
         settings = dict(real=about) | settings
     rows = {}
@@ -173,7 +172,8 @@ def measure_samples(run: Run, task: str, source: ClipSource, clips: list[Clip],
         rows = read_rows(path, len(part))
         missing = [row for row, key in keys.items() if key not in rows]
         numbers = range(first, min(first + len(part), asked.samples))
-        files = sample_files(asked.save, task, numbers) if task != "real" else []
+        files = [Path(asked.save, task, sample_name(number)) for number in numbers
+                 if asked.save and task != "real"]
         if missing or not all(file.exists() for file in files):
             real, label = load_clips(source, part, processes.device)
             fake, made = make_samples(run, task, real, label, source.class_names, first, asked)
@@ -218,7 +218,7 @@ def noise_of(seed: int, task: str, samples: range, device: torch.device) -> Nois
 
 
 # ---------------------------------------------------------------------------------------------
-# A run, real videos, and whether they go together
+# A run, and whether it can do what is asked for
 
 def open_run(folder: Path, tasks: list[str] | None, device: torch.device) -> Run:
     """The run; where reconstruction alone is asked for, its stage 1, or its 2D-VQ, is enough."""
@@ -226,36 +226,6 @@ def open_run(folder: Path, tasks: list[str] | None, device: torch.device) -> Run
     if tasks and {*tasks} == {"reconstruction"}:
         stages = ("tokenizer",) if is_there(folder / "tokenizer.pt") else ("image",)
     return load_run(folder, device, stages)
-
-
-def open_real(name: str, data: DataConfig | ClipSource | None, run: Run) -> ClipSource:
-    """The real videos of a protocol: those that are given, else what the run has held out.
-
-    ValueError where the protocol is of a data set that has to be given.
-    """
-    shape, stride = run.config.clip_shape, run.config.stride
-    if isinstance(data, DataConfig):
-        index = run.folder / "evaluation" / f"videos-{digest(as_plain(data))}.json"
-        return open_source(data, shape, stride=stride, index=index)
-    if data is not None:
-        return open_source(data, shape)
-    if name == "toy" and run.data.dataset != "shapes":
-        raise ValueError(f"protocol toy is for runs on the drawn clips; {run.folder} was trained "
-                         f"on {run.data.dataset!r}: take --protocol own")
-    if name not in NO_BENCHMARK:
-        raise ValueError(f"protocol {name} needs --data, the folder of its "
-                         f"{PROTOCOLS[name].split} videos")
-    return run.held_out(run.folder / "videos-test.json")
-
-
-def trained_on(run: Run, data: DataConfig | ClipSource | None) -> bool:
-    """Whether the real videos are those that the run has learned from, as far as can be seen."""
-    if data is None:
-        return not run.data.has_held_out and not run.data.dataset.startswith("object")
-    if not isinstance(data, DataConfig) or not data.root:
-        return False
-    given, learned = data.resolved(), run.data.resolved()
-    return (given.root, given.split) == (learned.root, learned.split)
 
 
 def refuse_impossible(run: Run, source: ClipSource, asked: SimpleNamespace) -> None:
@@ -291,15 +261,6 @@ def run_labels(label: Tensor, real_names: Sequence[str], names: list[str]) -> Te
     return table[label]
 
 
-# ---------------------------------------------------------------------------------------------
-# Whose files they are
-
-def content_of(source: ClipSource) -> str:
-    """Ten letters that change when the real clips do: with a file's name, length, size or time."""
-    files = [path for path, _ in source.videos] if isinstance(source, VideoFolder) else []
-    return digest([fingerprint(source), [path.stat().st_mtime_ns for path in files]])
-
-
 def what_decides(run: Run, task: str, asked: SimpleNamespace) -> dict:
     """Whatever a sample depends on beside its real clip, as plain data."""
     facts = dict(tokenizer=weights_hash(run.tokenizer)[:10], precision=asked.precision)
@@ -314,19 +275,6 @@ def checkpoint_stamps(run: Path) -> list:
     """Changes when the run's checkpoints do."""
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (
         run / f"{stage}.pt" for stage in ("image", "tokenizer", "transformer")) if path.exists()]
-
-
-def claim_all(run: Run, settings: dict[str, dict], asked: SimpleNamespace) -> None:
-    """Say beside the folder of each task's samples whose they are. ValueError where it holds
-    others."""
-    for task, of_task in settings.items():
-        claim(Path(asked.save, task), sample_files(asked.save, task, range(asked.samples)),
-              dict(run=str(run.folder.resolve()), task=task, settings=of_task))
-
-
-def sample_files(folder: str | None, task: str, numbers: range) -> list[Path]:
-    """Where samples of these numbers are saved; none without a folder."""
-    return [Path(folder, task, f"{number:06}.mp4") for number in numbers] if folder else []
 
 
 # ---------------------------------------------------------------------------------------------
@@ -364,21 +312,6 @@ def print_tasks(results: dict[str, dict[str, dict]]) -> None:
         means["average"] = sum(means.values()) / len(means)
         print("\n      " + "".join(f"{task:>9}" for task in means))
         print(f"{max(names):6}" + "".join(f"{value:9.1f}" for value in means.values()))
-
-
-def print_abilities(directory: str) -> None:
-    """Without a run: which protocol could give which number with the weights at hand."""
-    names = {}
-    for metric, title in METRICS.items():
-        try:
-            judges = open_judges([metric], directory, torch.device("cpu"))
-            names[metric] = entry(metric, (0.0, 0.0), 0, 1, judges, [])[0]
-        except (FileNotFoundError, ValueError) as error:
-            names[metric] = f"({title})"
-            print(f"({title}) {str(error).split('; or leave')[0]}")
-    print(f"\n{'protocol':14} numbers; in brackets: no weights; *: nothing vouches for them")
-    for name, row in PROTOCOLS.items():
-        print(f"{name:14} {' '.join(names[metric] for metric in row.metrics)}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -420,7 +353,7 @@ def main(arguments: list[str] | None = None, decode: Callable | None = None) -> 
     """The command. decode: as of evaluate_protocol."""
     parser = argparse.ArgumentParser(description="Measure a run, or compare folders of videos.",
                                      argument_default=argparse.SUPPRESS)
-    parser.add_argument("what", nargs="?", help="folder of a run, or numbers: fvd or fvd,psnr,ssim")
+    parser.add_argument("what", help="folder of a run, or numbers: fvd or fvd,psnr,ssim")
     parser.add_argument("sets", nargs="*", help="folders of videos, .npy or .npz: REAL FAKE")
     words = {flag: words for flags in FLAGS.values() for flag, words in flags.items()}
     for heading, flags in FLAGS.items():
@@ -444,18 +377,16 @@ def main(arguments: list[str] | None = None, decode: Callable | None = None) -> 
 
 
 def dispatch(given: dict, decode: Callable | None) -> None:
-    """Which of the four things of the opening map was asked for. given: the flags that were."""
-    what, sets = given.pop("what", None), given.pop("sets", [])
-    folders = bool(sets) or what is not None and {*what.split(",")} <= {*METRICS}
+    """Which of the three things of the opening map was asked for. given: the flags that were."""
+    what, sets = given.pop("what"), given.pop("sets", [])
+    folders = bool(sets) or {*what.split(",")} <= {*METRICS}
     kind = "two folders" if folders else "a protocol" if "protocol" in given else "a report"
     for flag in (f"--{name.replace('_', '-')}" for name in given):
-        if flag not in FLAGS[kind] and (what or flag != "--weights"):
+        if flag not in FLAGS[kind]:
             raise ValueError(f"{flag} says nothing of {kind}; it is for " + " and ".join(
                 heading for heading, flags in FLAGS.items() if flag in flags))
     weights = None if given.pop("random_weights", False) else given.pop("weights", "weights")
-    if what is None:
-        print_abilities(weights)
-    elif kind == "a report":
+    if kind == "a report":
         report(what, **given)
     elif kind == "two folders":
         json_file = given.pop("json", None)

@@ -180,13 +180,17 @@ def write_json(path: Path, values: dict) -> None:
         temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def claim(folder: Path, files: list[Path], whose: dict) -> None:
-    """Write beside a folder whose its files are. ValueError where it holds those of other
-    settings, or anything else: whoever measures the folder would measure that, too."""
+def sample_name(number: int) -> str:
+    return f"{number:06}.mp4"
+
+
+def claim(folder: Path, count: int, whose: dict) -> None:
+    """Write beside a folder of `count` samples whose they are. ValueError where it holds those of
+    other settings, or anything else: whoever measures the folder would measure that, too."""
     said = folder.with_name(f"{folder.name}.json")
     there = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if read_json(said).get("settings") == whose["settings"]:
-        there -= {file.name for file in files}
+        there -= set(map(sample_name, range(count)))
     if strange := sorted(name for name in there if not name.startswith(".")):
         raise ValueError(f"{folder} holds {strange[0]}{' and more' if strange[1:] else ''}, which "
                          "is not of these samples; give --save an empty folder, or delete it")

@@ -147,7 +147,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
                      for name, array in np.load(io.BytesIO(data)).items()}
         else:       # a plain dict: without a version note PyTorch forgives missing batch counters
             state = dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except Exception as error:          # whatever a reader raises, the file is not what it should be
+    except Exception as error:                     # whatever a reader raises: it is another file
         raise ValueError(f"{path} is damaged ({type(error).__name__}): fetch {origin}") from error
     return state, f"{path.name}, {kind} {found[:12]}, {'verified' if wanted else 'unverified'}"
 
@@ -267,12 +267,13 @@ def main() -> None:
             found = f"REFUSED: {error}"
         print(f"{directory / name}\n    for    {file.serves}\n    from   {file.origin}\n"
               f"    hash   {file.kind} {file.hash or 'not published'}\n    here   {found}")
-    print("\nFVD of 16 black videos and 16 white ones, which Google's code prints as about 131:")
     try:
         value = black_and_white(load_i3d(directory))
-        print(f"    {value:.1f}: {'the chain is right' if 130 < value < 135 else 'NOT RIGHT'}")
+        verdict = f"{value:.1f}: {'the chain is right' if 130 < value < 135 else 'NOT RIGHT'}"
     except (FileNotFoundError, ValueError) as error:
-        print(f"    not computed: {error}")
+        verdict = f"not computed: {error}"
+    print("\nFVD of 16 black videos and 16 white ones, which Google's code prints as about 131:\n"
+          f"    {verdict}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ Not here: decoding (evaluate.py), rows and scores (judges.py), their mathematics
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from commit import MT8, MT10, TASKS, mask_ratio
-from data.source import ClipSource, shuffled, spare_frames
+from data.clips import DataConfig, VideoFolder, open_source
+from data.source import ClipSource, digest, fingerprint, shuffled, spare_frames
 from measure.pretrained import resize_tf1
 
 
@@ -148,6 +149,42 @@ def checked_decoding(decoding: dict) -> dict:
 
 # ---------------------------------------------------------------------------------------------
 # Which clips are real
+
+def open_real(name: str, data: DataConfig | ClipSource | None, run) -> ClipSource:
+    """The real videos of a protocol: those that are given, else what the Run has held out.
+
+    ValueError where the protocol is of a data set that has to be given.
+    """
+    shape, stride = run.config.clip_shape, run.config.stride
+    if isinstance(data, DataConfig):
+        index = run.folder / "evaluation" / f"videos-{digest(asdict(data))}.json"
+        return open_source(data, shape, stride=stride, index=index)
+    if data is not None:
+        return open_source(data, shape)
+    if name == "toy" and run.data.dataset != "shapes":
+        raise ValueError(f"protocol toy is for runs on the drawn clips; {run.folder} was trained "
+                         f"on {run.data.dataset!r}: take --protocol own")
+    if name not in NO_BENCHMARK:
+        raise ValueError(f"protocol {name} needs --data, the folder of its "
+                         f"{PROTOCOLS[name].split} videos")
+    return run.held_out(run.folder / "videos-test.json")
+
+
+def trained_on(run, data: DataConfig | ClipSource | None) -> bool:
+    """Whether the real videos are those that the Run has learned from, as far as can be seen."""
+    if data is None:
+        return not run.data.has_held_out and not run.data.dataset.startswith("object")
+    if not isinstance(data, DataConfig) or not data.root:
+        return False
+    given, learned = data.resolved(), run.data.resolved()
+    return (given.root, given.split) == (learned.root, learned.split)
+
+
+def content_of(source: ClipSource) -> str:
+    """Ten letters that change when the real clips do: with a file's name, length, size or time."""
+    files = [path for path, _ in source.videos] if isinstance(source, VideoFolder) else []
+    return digest([fingerprint(source), [path.stat().st_mtime_ns for path in files]])
+
 
 class Clip(NamedTuple):
     """A place in a data set. y and x in [0, 1]: how far the crop is moved, 1 is the far end."""

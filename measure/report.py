@@ -264,30 +264,27 @@ def draw_losses(log: Path, path: Path) -> None:
 
 
 def print_report(metrics: dict) -> None:
-    """What report returns, as a table."""
-    def shown(value: float | None, format: str) -> str:
-        return "-" if value is None else f"{value:{format}}"
+    """What report returns, as text: PSNR in dB, shares from 0 to 1."""
+    def words(name: str) -> str:
+        return name.replace("_", " ").replace("psnr", "PSNR").replace("ssim", "SSIM")
 
-    whole = metrics["reconstruction"]
-    print(f"\nmeasured on {metrics['data']}\n"
-          f"reconstruction: {shown(whole['psnr'], '.2f')} dB PSNR, {shown(whole['ssim'], '.3f')} "
-          f"SSIM, {whole['codes_used']} of {whole['codes']} codes used ({whole['clips']} clips)")
-    if whole["motion_energy"] is not None:
-        print(f"  motion: {whole['motion_energy']:.0%} of the energy of frame differences, "
-              f"{whole['motion_kept']:.0%} of them explained")
+    print(f"\nmeasured on {metrics['data']}")
+    for part in ("reconstruction", "reconstruction_not_averaged", "class_conditional_generation"):
+        if part in metrics:
+            print(f"{words(part)}:", ", ".join(f"{words(name)} {value}"
+                                               for name, value in metrics[part].items()))
     if "reconstruction_not_averaged" in metrics:
-        print("  by the weights that were not averaged: "
-              f"{shown(metrics['reconstruction_not_averaged']['psnr'], '.2f')} dB (a short run: "
-              "see both)")
-    judged = [name for name in ("right_shape", "right_direction", "recited")
-              if all(name in row for row in metrics["tasks"].values())]
-    print("task   PSNR inside the given region   outside (dB)",
-          *(name.replace("_", " ") for name in judged), sep="   ")
-    for task, row in metrics["tasks"].items():
-        print(f"{task:5} {shown(row['psnr_given'], '.2f'):>29} "
-              f"{shown(row['psnr_generated'], '.2f'):>14}",
-              *(f"{row[name]:>{len(name) + 2}.0%}" for name in judged), sep=" ")
-    if "class_conditional_generation" in metrics:
-        print("class-conditional generation: right direction in {right_direction:.1%}, right shape "
-              "in {right_shape:.1%} of {samples} samples".format(
-                  **metrics["class_conditional_generation"]))
+        print("not averaged: by the weights that were not averaged; of a short run, see both")
+    columns = list(dict.fromkeys(name for row in metrics["tasks"].values() for name in row))
+    print(aligned([("task", *map(words, columns)), *(
+        (task, *("-" if row[name] is None else row[name] for name in columns))
+        for task, row in metrics["tasks"].items())]))
+
+
+def aligned(rows: list[tuple]) -> str:
+    """Rows of cells, the first of which is the header, as a table in Markdown."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    first, *others = [max(map(len, column)) for column in zip(*cells)]
+    cells.insert(1, [":" + "-" * (first - 1), *("-" * (width - 1) + ":" for width in others)])
+    return "\n".join("| " + " | ".join([row[0].ljust(first), *(
+        cell.rjust(width) for cell, width in zip(row[1:], others))]) + " |" for row in cells)

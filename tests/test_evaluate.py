@@ -526,7 +526,7 @@ def test_it_ends_well_without_a_home_on_an_ascii_terminal_and_before_head(made, 
              *FLAGS)
     done = python(*words, HOME="", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "Traceback" not in done.stderr and "PSNR*" in done.stdout
-    process = subprocess.Popen([sys.executable, "evaluate.py"], cwd=ROOT, stdout=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert "Traceback" not in process.communicate()[1] and process.returncode == 0
