@@ -214,13 +214,14 @@ def score(metrics: list[str], folds: int, real: Tensor | None, fake: dict[str, T
         return (best_of_trials(values[differ], which[differ]).mean().item() if differ.any()
                 else math.nan)
 
-    numbers, alone = {}, torch.arange(len(next(iter(fake.values()))))
+    numbers = {}
     if "fvd" in metrics:
         numbers["fvd"] = over_folds(fvd, folds, real, fake["fvd"])
     if "is" in metrics:
         numbers["is"] = over_folds(inception_score, folds, fake["is"])
     for name in PAIRED:
         if name in metrics:                                # the official LPIPS is a plain mean
+            alone = torch.arange(len(fake[name]))
             which = alone if clips is None or name == "lpips" else clips
             numbers[name] = over_folds(best, folds, fake[name], which)
     return numbers

@@ -264,20 +264,21 @@ def draw_losses(log: Path, path: Path) -> None:
 
 
 def print_report(metrics: dict) -> None:
-    """What report returns, as text: PSNR in dB, shares from 0 to 1."""
+    """What report returns, as text."""
     def words(name: str) -> str:
         return name.replace("_", " ").replace("psnr", "PSNR").replace("ssim", "SSIM")
 
     print(f"\nmeasured on {metrics['data']}")
-    for part in ("reconstruction", "reconstruction_not_averaged", "class_conditional_generation"):
+    for part in ("class_conditional_generation", "reconstruction", "reconstruction_not_averaged"):
         if part in metrics:
             print(f"{words(part)}:", ", ".join(f"{words(name)} {value}"
                                                for name, value in metrics[part].items()))
     if "reconstruction_not_averaged" in metrics:
-        print("not averaged: by the weights that were not averaged; of a short run, see both")
+        print("the last line is by the weights that were not averaged; of a short run, see both")
     columns = list(dict.fromkeys(name for row in metrics["tasks"].values() for name in row))
+    print("tasks: PSNR in dB inside the given region, in what is generated, and over all")
     print(aligned([("task", *map(words, columns)), *(
-        (task, *("-" if row[name] is None else row[name] for name in columns))
+        (task, *("-" if row[name] is None else f"{row[name]:.2f}" for name in columns))
         for task, row in metrics["tasks"].items())]))
 
 

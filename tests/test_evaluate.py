@@ -27,7 +27,6 @@ from data.moving_shapes import MovingShapes
 from data.source import NO_LABEL
 from decode import commit_decode
 from evaluate import evaluate_protocol, noise_of, run_labels, trained_on
-from measure.judges import measure_videos
 from measure.pictures import to_frames
 from measure.protocols import PROTOCOLS, real_clips
 from measure.report import draw_losses, evaluate_reconstruction, report
@@ -443,12 +442,6 @@ def test_a_run_on_an_object_says_what_to_do_when_its_clips_are_asked_for(tmp_pat
     assert evaluate_protocol(place, "own", Noise(), **SHORT)["real_videos"] == 5
 
 
-def test_only_the_report_knows_the_drawn_clips():
-    files = [ROOT / "evaluate.py", *(ROOT / "measure").glob("*.py")]
-    assert {file.name for file in files if re.search(
-        "moving_?shapes", file.read_text(), re.IGNORECASE)} == {"report.py"}
-
-
 # ---------------------------------------------------------------------------------------------
 # Refusals, before the first sample
 
@@ -491,6 +484,18 @@ def test_what_a_run_cannot_do_is_refused_before_the_first_sample(
     with pytest.raises(ValueError, match=message) as error:
         evaluate_protocol(run, "own", **SHORT | options)
     assert "\n" not in str(error.value)
+
+
+def test_a_transformer_of_comparisons_is_measured_by_its_own_command(run, cheap, monkeypatch):
+    loaded = load_run(run)
+    loaded.transformer.__class__ = type("PrefixTransformer", (type(loaded.transformer),), dict(
+        __module__="comparisons.baselines"))
+    monkeypatch.setattr(evaluate, "open_run", lambda *rest: loaded)
+    with pytest.raises(ValueError, match="a PrefixTransformer, which Algorithm 1 does not decode; "
+                       f"use python -m comparisons.tables evaluate {run}"):
+        evaluate_protocol(run, "own", **SHORT)
+    assert not cheap
+    assert evaluate_protocol(run, "own", decode=commit_decode, **SHORT)["results"]["FP"]
 
 
 def test_a_run_of_one_task_does_others_under_its_own_prompt(tmp_path, cheap):
