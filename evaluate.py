@@ -395,7 +395,7 @@ def dispatch(given: dict, decode: Callable | None) -> None:
         numbers = compare(what.split(","), sets, weights=weights, processes=start_evaluation(),
                           **given)
         if json_file and numbers:
-            write_json(Path(json_file), numbers)
+            write_json(Path(json_file), dict(sets=sets, numbers=numbers))
     else:
         decoding = {name: given.pop(name) for name in ("steps", "schedule", "temperature",
                                                        "guidance_scale") if name in given}
