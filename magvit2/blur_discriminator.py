@@ -5,27 +5,40 @@ Paper   MAGVIT-v2, App. A.2 (multipliers, R1, LeCam); blur pooling as in google/
 Shapes  video (B, 3, 1 + 4k, H, W) -> logits (B,); 17 frames become 9, 5, 3, 2, 1
 
 Read    blur_pool, BlurBlock.
-
-Run:    python -m magvit2.blur_discriminator     parameters; a point halved, and its neighbour
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from discriminator import (Discriminator2d, Discriminator3d, DiscriminatorBlock,
-                           DiscriminatorConfig, pool_by_two)
-from training.build import DISCRIMINATOR_TYPES
+                           DiscriminatorConfig)
 
 
 @dataclass(frozen=True)
 class BlurConfig(DiscriminatorConfig):
-    """Sizes of a discriminator that blurs."""
+    """Sizes of a discriminator that blurs. Clips of one frame are for the 2D twin."""
 
     base_channels: int = 128                                                         # App. A.2
+
+    def build(self) -> BlurDiscriminator3d:
+        return BlurDiscriminator3d(self)
+
+    def image_twin(self) -> BlurImageConfig:
+        return BlurImageConfig(**vars(self) | dict(kernel=(1, 3, 3)))
+
+    def inflate(self, image_state: dict[str, Tensor], network: Discriminator3d, mode: str) -> None:
+        """Starts as it was drawn: a kernel that sees frames on both sides has no last slice."""
+
+
+@dataclass(frozen=True)
+class BlurImageConfig(BlurConfig):
+    """Sizes of the 2D twin; BlurConfig.image_twin makes one."""
+
+    def build(self) -> BlurDiscriminator2d:
+        return BlurDiscriminator2d(self)
 
 
 BLUR_DISCRIMINATORS = {
@@ -63,20 +76,3 @@ class BlurDiscriminator2d(Discriminator2d):
     """Each frame alone: video (B, 3, T, H, W) -> logits (B, T)."""
 
     block_type = BlurBlock
-
-
-DISCRIMINATOR_TYPES[BlurConfig] = dict(tokenizer=BlurDiscriminator3d, image=BlurDiscriminator2d)
-
-
-def main() -> None:
-    with torch.device("meta"):
-        network = BlurDiscriminator3d(BlurConfig(resolution=(17, 128, 128)))
-    print(f"at 17x128x128: {sum(p.numel() for p in network.parameters()):,} parameters")
-    point = torch.eye(8)[4].view(1, 1, 1, 1, 8)
-    for name, pool in (("pairs", pool_by_two), ("blur", blur_pool)):
-        print(f"{name:5}  a point halved, and its neighbour:", *(
-            pool(x, (False, False, True)).flatten().tolist() for x in (point, point.roll(1))))
-
-
-if __name__ == "__main__":
-    main()

@@ -6,12 +6,11 @@ Shapes  video (B, 3, 1 + 4k, H, W) -> Encoder -> latents (B, bits, 1 + k, H/8, W
           -> LookupFreeQuantizer -> tokens (B, t, h, w), signs (B, bits, t, h, w)
           -> Decoder -> video (B, 3, 1 + 4k, H, W)
 
-Read    CausalConv, FrameNorm: what makes it causal. Then Encoder, Decoder, CausalTokenizer.
+Read    CausalConv, FrameNorm: what makes it causal. Then Encoder, Decoder, CausalTokenizer;
+        CausalConfig.inflate.
 
-Not here: the quantizer (lookup_free.py), inflation (tokenizer.inflate, mode "last"), what differs
-        from the first paper's network and why (docs/magvit2.md).
-
-Run:    python -m magvit2.causal_tokenizer   parameters, latents, and who sees whom
+Not here: the quantizer (lookup_free.py), what differs from the first paper's network and why
+        (docs/magvit2.md).
 """
 from __future__ import annotations
 
@@ -26,7 +25,6 @@ from torch import Tensor, nn
 
 from magvit2.lookup_free import LookupFreeQuantizer
 from tokenizer import Layers, VideoTokenizer
-from training.build import IMAGE_TOKENIZER_TYPES, TOKENIZER_TYPES
 
 Triple = tuple[int, int, int]
 
@@ -54,6 +52,32 @@ class CausalConfig:
     entropy_temperature: float = 0.01                                # official
     epsilon: float = 0.0                                             # 1e-5 official: lookup_free.py
     image: bool = False                                              # the 2D twin: kernels 1xhxw
+
+    def build(self) -> CausalTokenizer:
+        return CausalTokenizer(self)
+
+    def image_twin(self) -> CausalConfig:
+        """The 2D tokenizer of the same sizes."""
+        return replace(self, image=True)
+
+    def inflate(self, image_state: dict[str, Tensor], network: nn.Module, mode: str = "last"
+                ) -> None:
+        """Start a causal network from its 2D twin, in place (App. A.1).
+
+        A 2D kernel becomes the last slice of a kernel of zeros: the present of one that sees no
+        later frame. Where channels become frames, each frame starts with the same channels.
+        """
+        if mode != "last":
+            raise ValueError(f"inflation {mode!r}; a causal tokenizer knows 'last' alone")
+        inflated = {}
+        for name, target in network.state_dict().items():
+            source = image_state[name]
+            source = torch.cat([source] * (len(target) // len(source)))
+            inflated[name] = source
+            if source.shape != target.shape:
+                inflated[name] = torch.zeros_like(target)
+                inflated[name][:, :, -1] = source[:, :, 0]
+        network.load_state_dict(inflated)
 
     @property
     def kinds(self) -> Kinds:
@@ -277,26 +301,3 @@ class CausalTokenizer(VideoTokenizer):
                 raise ValueError(f"{name}={size} frames or pixels; this tokenizer needs "
                                  f"{'1 more than ' * first}a multiple of {factor}: cut the video")
         return (T + self.lead) // factors[0], H // factors[1], W // factors[2]
-
-
-TOKENIZER_TYPES[CausalConfig] = CausalTokenizer
-IMAGE_TOKENIZER_TYPES[CausalConfig] = lambda config: CausalTokenizer(replace(config, image=True))
-
-
-def main() -> None:
-    for name, config in CAUSAL_TOKENIZERS.items():
-        with torch.device("meta"):
-            tokenizer = CausalTokenizer(config)
-        print(f"{name:9} {sum(p.numel() for p in tokenizer.parameters()):>12,} parameters")
-    torch.manual_seed(0)
-    tokenizer = CausalTokenizer(CAUSAL_TOKENIZERS["toy"]).eval()
-    video = torch.rand(1, 3, 17, 32, 32)
-    latents = tokenizer.latents(video)
-    for frame in (0, 1, 4, 5, 16):
-        other = torch.cat([video[:, :, :frame], torch.rand(1, 3, 17 - frame, 32, 32)], dim=2)
-        moved = (tokenizer.latents(other) - latents).abs().amax((0, 1, 3, 4)) > 1e-5
-        print(f"other frames from {frame:2} on move latents {moved.nonzero().flatten().tolist()}")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,6 @@ of 2^18 costs nothing. What it needs is that they are used: the entropy loss wan
 sure of its code, and all codes to be as frequent. Its distribution over codes, a softmax of
 2 z.c / temperature, is a product of one for each bit, p(+1) = sigmoid(4 z / temperature).
 
-Run:    python -m magvit2.lookup_free    ids of corners; entropies of small and of large latents
 """
 from __future__ import annotations
 
@@ -24,7 +23,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tokenizer import Quantized, TokenizerConfig, VideoTokenizer, average_over_processes
-from training.build import TOKENIZER_TYPES
 
 OFFICIAL_EPSILON = 1e-5         # added to a probability in the logarithm; uniform is 2^-18 = 4e-6
 
@@ -50,8 +48,8 @@ class LookupFreeQuantizer(nn.Module):
 
     def tokens(self, latents: Tensor) -> Tensor:
         """latents (B, bits, t, h, w) -> tokens (B, t, h, w): sum of 2^i [z_i >= 0]."""
-        weights = 2 ** torch.arange(self.bits, device=latents.device)
-        return torch.einsum("b d t h w, d -> b t h w", self.positive(latents).long(), weights)
+        places = torch.arange(self.bits, device=latents.device)[:, None, None, None]
+        return (self.positive(latents).long() << places).sum(1)   # CUDA multiplies no int64 matrices
 
     def positive(self, latents: Tensor) -> Tensor:
         """Which signs are +1, as bools: the one place that says what a latent of 0 is."""
@@ -112,6 +110,13 @@ class LookupFreeConfig(TokenizerConfig):
         object.__setattr__(self, "codebook_size", 2 ** self.bits)
         object.__setattr__(self, "embedding_dim", self.bits)
 
+    def build(self) -> LookupFreeTokenizer:
+        return LookupFreeTokenizer(self)
+
+    def image_twin(self) -> None:
+        raise ValueError("the first paper's network with signs for codes has no 2D twin here; give "
+                         "--inflate '', or a causal tokenizer")
+
 
 class LookupFreeTokenizer(VideoTokenizer):
     """tokenizer.VideoTokenizer, quantized without a codebook."""
@@ -120,20 +125,3 @@ class LookupFreeTokenizer(VideoTokenizer):
         super().__init__(config)
         self.quantizer = LookupFreeQuantizer(config.bits, config.entropy_temperature,
                                              config.epsilon)
-
-
-TOKENIZER_TYPES[LookupFreeConfig] = LookupFreeTokenizer
-
-
-def main() -> None:
-    codes = LookupFreeQuantizer(3).lookup(torch.arange(8).view(8, 1, 1, 1))
-    for token, code in enumerate(codes.flatten(1).tolist()):
-        print(f"token {token} has the signs", *(f"{sign:+.0f}" for sign in code))
-    print("18 bits, latents of  entropy of a position   of the mean [nats]")
-    for size in (0.001, 0.01, 0.1):
-        latents = size * torch.randn(1, 18, 5, 16, 16, generator=torch.Generator().manual_seed(0))
-        print(f"{size:19} {entropies(latents)[0]:22.3f} {entropies(latents)[1]:13.3f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -23,9 +23,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from data.clips import check_output, read_video, write_video
+from data.source import to_float
 from magvit2.causal_tokenizer import CausalConfig, CausalConv, CausalTokenizer, Kinds, Upsample
 from magvit2.lookup_free import LookupFreeQuantizer
-from training.build import TOKENIZER_TYPES
+from measure.metrics import frames_of, psnr
+from measure.pictures import to_frames
 
 
 class ZeroConv(CausalConv):
@@ -73,6 +76,9 @@ class SecondFrameDropped(Upsample):
 class PublishedConfig(CausalConfig):
     """Sizes of a published tokenizer; load reads them from the weights."""
 
+    def build(self) -> PublishedTokenizer:
+        return PublishedTokenizer(self)
+
     @property
     def kinds(self) -> Kinds:
         return Kinds(ZeroConv, JointNorm, StyleNorm, SecondFrameDropped, down_kernel=(3, 3, 3))
@@ -97,9 +103,6 @@ class PublishedTokenizer(CausalTokenizer):
         x = super()._run(network, x)
         x = rearrange(x, "(b t) c 1 h w -> b c t h w", b=B) if image else x
         return (x + 1) / 2 if network is self.decoder else x
-
-
-TOKENIZER_TYPES[PublishedConfig] = PublishedTokenizer
 
 
 # Parts of our parameters' names -> theirs, in this order.
@@ -172,13 +175,9 @@ def load(path_or_state: str | Path | dict, kind: str) -> PublishedTokenizer:
 
 def main() -> None:
     if len(sys.argv) != 5:
-        return print(__doc__)
-    from data.clips import read_video, write_video              # the command alone
-    from data.source import to_float
-    from measure.metrics import frames_of, psnr
-    from pictures import to_frames
-
+        sys.exit(__doc__)
     file, kind, video_in, video_out = sys.argv[1:5]
+    check_output(video_out)
     tokenizer = load(file, kind)
     video = to_float(read_video(video_in)[None])
     H, W = (size // 16 * 16 for size in video.shape[3:])

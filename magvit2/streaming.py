@@ -11,8 +11,6 @@ No frame is moved by a later one, so what has been seen can be forgotten but for
 the next window of each convolution still covers. The tokens and the pixels are those of the whole
 video at once, however it is cut, and memory is that of one piece. The first paper's tokenizer has
 only windows (long_video.py): there every token depends on all frames that pass with it.
-
-Run:    python -m magvit2.streaming      65 frames at once, and in pieces
 """
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from typing import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from magvit2.causal_tokenizer import CAUSAL_TOKENIZERS, CausalConv, CausalTokenizer
+from magvit2.causal_tokenizer import CausalConv, CausalTokenizer
 
 
 @contextmanager
@@ -58,21 +56,3 @@ def decode_stream(tokenizer: CausalTokenizer, pieces: Iterable[Tensor]) -> Itera
     with streaming(tokenizer.decoder):
         for piece in pieces:
             yield tokenizer.decode(piece)
-
-
-def main() -> None:
-    torch.manual_seed(0)
-    tokenizer = CausalTokenizer(CAUSAL_TOKENIZERS["toy"]).eval()
-    video = torch.rand(1, 3, 65, 32, 32)
-    whole = tokenizer.encode(video)
-    decoded = tokenizer.decode(whole)
-    for sizes in ((1,) + (4,) * 16, (17, 16, 16, 16), (33, 32)):
-        tokens = list(encode_stream(tokenizer, video.split(sizes, dim=2)))
-        frames = torch.cat(list(decode_stream(tokenizer, tokens)), dim=2)
-        differing = (torch.cat(tokens, dim=1) != whole).sum().item()
-        print(f"{len(sizes):2} pieces of at most {max(sizes):2} frames: {differing} of "
-              f"{whole.numel()} tokens differ, pixels by {(frames - decoded).abs().max():.1e}")
-
-
-if __name__ == "__main__":
-    main()
