@@ -281,8 +281,10 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, names: dict, heading:
                 heading = title[1]
                 groups.setdefault(heading, [])
             elif field := re.match(r"    (\w+): .*?  # (.*)", line):
-                name, helps[field[1]] = field[1], field[2]
-                groups[heading].append(name)
+                name = field[1]
+                if name not in helps:               # a subclass may declare a field again
+                    groups[heading].append(name)
+                helps[name] = field[2]
             elif more := re.match(r"    # +(.*)", line):
                 helps[name] += " " + more[1]
     hints = typing.get_type_hints(kind)

@@ -19,18 +19,22 @@ from discriminator import (Discriminator2d, Discriminator3d, DiscriminatorBlock,
 
 @dataclass(frozen=True)
 class BlurConfig(DiscriminatorConfig):
-    """Sizes of a discriminator that blurs. Clips of one frame are for the 2D twin."""
+    """Sizes of a discriminator that blurs."""
 
     base_channels: int = 128                                                         # App. A.2
 
-    def build(self) -> BlurDiscriminator3d:
-        return BlurDiscriminator3d(self)
+    def build(self) -> Discriminator3d:
+        """In 3D; for clips of one frame the 2D twin, since each blur would halve their signal."""
+        return self.image_twin().build() if self.resolution[0] == 1 else BlurDiscriminator3d(self)
 
     def image_twin(self) -> BlurImageConfig:
+        """The 2D discriminator of the same sizes."""
         return BlurImageConfig(**vars(self) | dict(kernel=(1, 3, 3)))
 
-    def inflate(self, image_state: dict[str, Tensor], network: Discriminator3d, mode: str) -> None:
-        """Starts as it was drawn: a kernel that sees frames on both sides has no last slice."""
+    def inflate(self, image_state: dict[str, Tensor], network: Discriminator3d, mode: str
+                ) -> Discriminator3d:
+        """Nothing: it starts from scratch (App. A.1)."""
+        return network
 
 
 @dataclass(frozen=True)

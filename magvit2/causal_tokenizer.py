@@ -61,8 +61,8 @@ class CausalConfig:
         return replace(self, image=True)
 
     def inflate(self, image_state: dict[str, Tensor], network: nn.Module, mode: str = "last"
-                ) -> None:
-        """Start a causal network from its 2D twin, in place (App. A.1).
+                ) -> nn.Module:
+        """Start a causal network from the weights of its 2D twin, in place (App. A.1).
 
         A 2D kernel becomes the last slice of a kernel of zeros: the present of one that sees no
         later frame. Where channels become frames, each frame starts with the same channels.
@@ -71,13 +71,19 @@ class CausalConfig:
             raise ValueError(f"inflation {mode!r}; a causal tokenizer knows 'last' alone")
         inflated = {}
         for name, target in network.state_dict().items():
+            if name not in image_state:
+                raise ValueError(f"{name} is missing in 2D: that network is not its twin")
             source = image_state[name]
-            source = torch.cat([source] * (len(target) // len(source)))
-            inflated[name] = source
+            source = torch.cat([source] * max(1, len(target) // len(source)))
+            if target.ndim == 5:
+                source = F.pad(source, (0, 0, 0, 0, target.shape[2] - 1, 0))
             if source.shape != target.shape:
-                inflated[name] = torch.zeros_like(target)
-                inflated[name][:, :, -1] = source[:, :, 0]
+                raise ValueError(f"{name} is {tuple(target.shape)} in 3D and "
+                                 f"{tuple(image_state[name].shape)} in 2D: give both networks the "
+                                 "same sizes")
+            inflated[name] = source
         network.load_state_dict(inflated)
+        return network
 
     @property
     def kinds(self) -> Kinds:
