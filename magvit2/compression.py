@@ -6,7 +6,8 @@ Shapes  clips (B, 3, T, H, W) in [0, 1] -> tokens -> clips; bits = tokens x log2
         the same clips -> x264, x265, AV1, VP9 at several CRF -> packets -> clips; bits = 8 x bytes
         bits / (T H W) against PSNR, MS-SSIM, LPIPS: a point for a tokenizer, a curve for a codec
 
-Read    tokenizer_point, codec_point; coded_bits, what the transformer saves of the tokens' bits.
+Read    tokenizer_point, codec_point; coded_bits, what the transformer saves of the tokens' bits;
+        ms_ssim.
 
 A tokenizer has one rate. Its tokens as they are have log2 K bits each; an arithmetic coder that is
 driven by the masked transformer needs fewer: its cross-entropy, of groups of tokens in a random
@@ -15,41 +16,42 @@ order, each given those before, as a decoder could follow. Nothing is coded here
 Packets alone are counted of the codecs, no container; each clip is a stream of its own, as for the
 tokenizer. That is short for them: of 16 frames one is a whole picture.
 
-Run:    python -m magvit2.compression                           a codec on drawn clips
-        python -m magvit2.compression RUN... [--videos DIR] [--size 128] [--out curve.png]
+Run:    python -m magvit2.compression RUN... [--videos DIR] [--size 128] [--out curve.png]
 """
 from __future__ import annotations
 
 import argparse
 import math
 import os
+import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from commit import task_index, token_cross_entropy
+from commit import task_index
 from data.clips import VideoFolder
 from data.moving_shapes import MovingShapes
-from data.source import ClipSource, all_clips, to_float
-from measure.metrics import frames_of, mean_of_finite, ms_ssim, psnr
+from data.source import all_clips, to_float
+from measure.metrics import check_pictures, frames_of, grey, mean_of_finite, psnr, ssim_terms
 from measure.networks import LPIPS
-from measure.numbers import aligned
+from measure.pictures import canvas
 from measure.pretrained import load_lpips
-from pictures import canvas
-from training.checkpoint import is_there, load_checkpoint, load_network
+from measure.report import aligned
+from training.checkpoint import is_there, load_run
 
 # Encoder, decoder, and options that let CRF alone decide; medium or comparable effort.
 CODECS = {"x264": ("libx264", "h264", {}),
           "x265": ("libx265", "hevc", {"x265-params": "log-level=none:info=0"}),
           "AV1": ("libsvtav1", "libdav1d", {"preset": "6"}),
           "VP9": ("libvpx-vp9", "vp9", {"b": "0", "cpu-used": "2"})}
-CRFS = (20, 30, 40, 50)
+CRFS = 20, 30, 40, 50
 RATE = 25                                               # frames a second, which codecs ask for
 
 
@@ -73,6 +75,36 @@ def quality(name: str, bits: float, video: Tensor, decoded: Tensor, lpips: LPIPS
                  lpips(*pair).mean().item() if lpips else None, coded and coded / pixels)
 
 
+# ---------------------------------------------------------------------------------------------
+# MS-SSIM
+
+SCALE_WEIGHTS = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333
+
+
+def ms_ssim(a: Tensor, b: Tensor, scales: int = 5) -> Tensor:
+    """Multi-scale structural similarity of (..., 3, H, W) in [0, 1] -> (...) (Wang et al. 2003).
+
+    The product of the mean contrasts of all scales, each half as fine as the one before, and of
+    the coarsest one's SSIM, each to the power of its weight. On grey and with ssim's window. Five
+    scales need 161 pixels a side; an odd side repeats its last pixel (TensorFlow). Fewer, with
+    weights that make one again, are another measure: say so. Where structure is opposite (below
+    0) it counts as none.
+    """
+    if not 1 <= scales <= 5:
+        raise ValueError(f"{scales} scales; wanted 1 to 5")
+    check_pictures(a, b, smallest=10 * 2 ** (scales - 1) + 1)
+    x, y = (rearrange(grey(picture), "... h w -> (...) 1 h w") for picture in (a, b))
+    similarity = 1.0
+    for scale in range(scales):
+        luminance, contrast = ssim_terms(x, y)
+        last = contrast * luminance if scale == scales - 1 else contrast
+        power = SCALE_WEIGHTS[scale] / sum(SCALE_WEIGHTS[:scales])
+        similarity = similarity * last.mean(dim=(-3, -2, -1)).clamp(min=0) ** power
+        x, y = (F.avg_pool2d(F.pad(picture, (0, picture.shape[-1] % 2, 0, picture.shape[-2] % 2),
+                                   mode="replicate"), 2) for picture in (x, y))
+    return similarity.view(a.shape[:-3])
+
+
 def scales_for(video: Tensor) -> int:
     """The most scales of MS-SSIM that clips of this size have room for: five from 161 pixels."""
     return max(1, min(5, 1 + int(math.log2((min(video.shape[-2:]) - 1) / 10))))
@@ -80,6 +112,10 @@ def scales_for(video: Tensor) -> int:
 
 # ---------------------------------------------------------------------------------------------
 # Tokenizers
+
+def token_bits(tokens: int, codebook_size: int) -> float:
+    return tokens * math.log2(codebook_size)
+
 
 @torch.no_grad()
 def tokenizer_point(name: str, tokenizer: nn.Module, video: Tensor, lpips: LPIPS | None,
@@ -91,10 +127,6 @@ def tokenizer_point(name: str, tokenizer: nn.Module, video: Tensor, lpips: LPIPS
     fits = model is not None and tokens.shape[1] == model.config.num_tokens
     return quality(name, token_bits(tokens.numel(), tokenizer.codebook_size), video, decoded, lpips,
                    coded_bits(model, tokens, label) if fits else None)
-
-
-def token_bits(tokens: int, codebook_size: int) -> float:
-    return tokens * math.log2(codebook_size)
 
 
 @torch.no_grad()
@@ -109,12 +141,12 @@ def coded_bits(model: nn.Module, tokens: Tensor, label: Tensor | None = None, gr
     order = torch.randperm(N, generator=torch.Generator().manual_seed(seed)).to(tokens.device)
     classes = model.no_class
     sent = B * math.log2(classes) if label is not None and classes else 0.0
-    given = torch.full_like(tokens[:, 0], classes) if not sent else label
-    task = torch.full_like(given, task_index("CG", model.prompts))
+    given = label if sent else torch.full_like(tokens[:, 0], classes)
+    task = torch.full_like(given, task_index("CG", model.config.tasks))
     inputs, bits = torch.full_like(tokens, model.mask_id), 0.0
     for group in order.chunk(groups):
-        loss = token_cross_entropy(model(inputs, task, given), tokens)
-        bits += loss[:, group].double().sum().item() / math.log(2)
+        losses = model.cross_entropy(model(inputs, task, given), tokens)
+        bits += losses[:, group].double().sum().item() / math.log(2)
         inputs[:, group] = tokens[:, group]
     return bits + sent
 
@@ -165,51 +197,37 @@ def decode(codec: str, packets: list[av.Packet]) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------
 # The table and the picture
 
-def run_points(run: Path, videos: ClipSource | str | None, size: int | None, clips: int,
-               lpips: LPIPS | None) -> Iterator[tuple[Tensor, Point]]:
+def run_point(folder: str, videos: str | None, size: int | None, clips: int, lpips: LPIPS | None
+              ) -> tuple[Tensor, Point]:
     """The clips that a run's tokenizer is shown, and its point."""
-    state = load_checkpoint(run / "tokenizer.pt")
-    train = state["config"]["train"]
-    size, frames = size or train["resolution"], train["frames"]
-    source = (VideoFolder(videos, (frames, size, size)) if isinstance(videos, str)
-              else videos or MovingShapes("test", frames))
+    whole = is_there(Path(folder, "transformer.pt"))
+    run = load_run(folder, stages=("tokenizer", "transformer") if whole else ("tokenizer",))
+    side, frames = size or run.config.resolution, run.config.frames
+    source = VideoFolder(videos, (frames, side, side)) if videos else MovingShapes("test", frames)
     video, label = (each[:clips] for each in all_clips(source))
-    model = None
-    if is_there(run / "transformer.pt"):
-        model = load_network(load_checkpoint(run / "transformer.pt"))
-        known = isinstance(source, MovingShapes) and model.no_class == len(source.class_names)
-    yield video, tokenizer_point(run.name, load_network(state), video, lpips, model,
-                                 label if model and known else None)
-
-
-def table(points: list[Point], scales: int) -> str:
-    rows = [("", "bits a pixel", "coded", "PSNR", f"MS-SSIM of {scales}", "LPIPS")]
-    rows += [(point.name, f"{point.bits_per_pixel:.4f}",
-              f"{point.coded:.4f}" if point.coded else "", f"{point.psnr:.2f}",
-              f"{point.ms_ssim:.4f}", "" if point.lpips is None else f"{point.lpips:.4f}")
-             for point in points]
-    return aligned(rows)
+    known = whole and not videos and run.transformer.no_class == len(source.class_names)
+    return video, tokenizer_point(run.folder.name, run.tokenizer, video, lpips, run.transformer,
+                                  label if known else None)
 
 
 def draw(path: str, tokenizers: list[Point], curves: dict[str, list[Point]]) -> None:
     """PSNR and MS-SSIM against bits a pixel: tokenizers as dots, codecs as lines."""
     with canvas(path, 1, 2, (10, 4), ticks=True) as axes:
-        for axis, number in zip(axes[0], ("psnr", "ms_ssim")):
+        for axis, number, title in zip(axes[0], ("psnr", "ms_ssim"), ("PSNR, dB", "MS-SSIM")):
             for name, points in curves.items():
                 axis.plot([point.bits_per_pixel for point in points],
                           [getattr(point, number) for point in points], ".-", label=name)
             for point in tokenizers:
                 rates = [rate for rate in (point.coded, point.bits_per_pixel) if rate]
                 axis.plot(rates, [getattr(point, number)] * len(rates), "o--", label=point.name)
-            axis.set(xscale="log", xlabel="bits a pixel",
-                     ylabel={"psnr": "PSNR, dB", "ms_ssim": "MS-SSIM"}[number])
+            axis.set(xscale="log", xlabel="bits a pixel", ylabel=title)
             axis.grid(alpha=0.3)
         axes[0][1].legend(fontsize=7)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Tokenizers beside codecs.")
-    parser.add_argument("runs", nargs="*", help="folders with a tokenizer.pt")
+    parser.add_argument("runs", nargs="+", help="folders with a tokenizer.pt")
     parser.add_argument("--videos", help="folder of clips; without it, held-out drawn ones")
     parser.add_argument("--size", type=int, help="pixels; without it, those of the run's training")
     parser.add_argument("--clips", type=int, default=32)
@@ -217,18 +235,22 @@ def main() -> None:
     parser.add_argument("--out", help="picture of the curves")
     options = parser.parse_args()
     os.environ.setdefault("SVT_LOG", "1")               # else AV1's encoder talks, to stderr
-    lpips = load_lpips(options.weights) if options.weights else None
-    video, found = all_clips(MovingShapes("test"))[0][:options.clips if options.runs else 4], []
-    for run in options.runs:
-        for video, point in run_points(Path(run), options.videos, options.size, options.clips,
-                                       lpips):
-            found.append(point)
-    codecs, crfs = (CODECS, CRFS) if options.runs else (["x264"], CRFS[::2])
-    curves = {codec: [codec_point(codec, crf, video, lpips) for crf in crfs] for codec in codecs}
+    try:
+        lpips = load_lpips(options.weights) if options.weights else None
+        shown = [run_point(run, options.videos, options.size, options.clips, lpips)
+                 for run in options.runs]
+    except (ValueError, OSError) as error:
+        sys.exit(f"compression.py: {error}")
+    video, points = shown[-1][0], [point for _, point in shown]
+    curves = {codec: [codec_point(codec, crf, video, lpips) for crf in CRFS] for codec in CODECS}
     print(f"{len(video)} clips of {'x'.join(map(str, video.shape[2:]))}")
-    print(table([*found, *sum(curves.values(), [])], scales_for(video)))
+    print(aligned([("", "bits a pixel", "coded", "PSNR", f"MS-SSIM of {scales_for(video)}", "LPIPS"),
+                   *((point.name, f"{point.bits_per_pixel:.4f}",
+                      f"{point.coded:.4f}" if point.coded else "", f"{point.psnr:.2f}",
+                      f"{point.ms_ssim:.4f}", "" if point.lpips is None else f"{point.lpips:.4f}")
+                     for point in [*points, *sum(curves.values(), [])])]))
     if options.out:
-        draw(options.out, found, curves)
+        draw(options.out, points, curves)
         print(f"wrote {options.out}")
 
 

@@ -4,7 +4,7 @@ Paper   MAGVIT-v2, Sec. 3.2 (token factorization); App. A.1 and A.2 (guidance, i
 
 Shapes  tokens (B, N) with [MASK] -> digits (B, N, factors) -> sum of the factors' embeddings
           -> Block x num_layers -> a head for each factor -> logits (B, N, factors, K_f)
-        code = digit_0 + K_f digit_1 + ...                      (digits_of, codes_of)
+        code = digit_0 + K_f digit_1 + ...
 
 Read    FactorizedTransformer: embed, predict, cross_entropy, sample; then power_cosine.
 
@@ -15,7 +15,7 @@ So the same losses and the same decoding take it. Given the sequence, digits are
 
 Not public: whether v2 masks the factors of a token together, and its guidance's exponent.
 
-Run:    python -m magvit2.factorized RUN  what guidance does to a run on the toy's classes
+Run:    python -m magvit2.factorized RUN      what guidance does to a run on the toy's classes
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from measure.report import measure_classes
+from measure.report import aligned, measure_classes
 from training.checkpoint import load_run
 from transformer import TRANSFORMERS, MaskedTransformer, TransformerConfig, initialize
 
@@ -95,13 +95,7 @@ class FactorizedTransformer(MaskedTransformer):
 
     def digits_of(self, tokens: Tensor) -> Tensor:
         """Codes (B, N) -> their digits (B, N, factors) in base K_f, the lowest first."""
-        places = self.config.factor_size ** torch.arange(self.config.factors, device=tokens.device)
-        return tokens[..., None] // places % self.config.factor_size
-
-    def codes_of(self, digits: Tensor) -> Tensor:
-        """The opposite of digits_of."""
-        places = self.config.factor_size ** torch.arange(self.config.factors, device=digits.device)
-        return (digits * places).sum(-1)
+        return digits_of(tokens, self.config.factors, self.config.factor_size)
 
     def embed(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
         """[rho, c, z-bar] as vectors (B, 2 + N, D): a code's is the sum of its digits'."""
@@ -128,7 +122,19 @@ class FactorizedTransformer(MaskedTransformer):
     def sample(self, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draw each digit by itself: logits (B, N, factors, K_f), noise of that shape."""
         digits, log_probability = super().sample(logits, noise)
-        return self.codes_of(digits), log_probability.sum(-1)
+        return codes_of(digits, self.config.factor_size), log_probability.sum(-1)
+
+
+def digits_of(tokens: Tensor, factors: int, base: int) -> Tensor:
+    """Codes -> their digits (..., factors), the lowest first; of no code, the last is too large."""
+    digits = tokens[..., None] // base ** torch.arange(factors, device=tokens.device)
+    digits[..., :-1] %= base
+    return digits
+
+
+def codes_of(digits: Tensor, base: int) -> Tensor:
+    """Digits (..., factors) -> the code that they spell."""
+    return (digits * base ** torch.arange(digits.shape[-1], device=digits.device)).sum(-1)
 
 
 def power_cosine(scale: float, power: float) -> Callable[[float], float]:
@@ -148,15 +154,14 @@ def main() -> None:
     rule, at several guidance scales."""
     if len(sys.argv) != 2:
         sys.exit(__doc__.split("\n\n")[-1])
-    run = load_run(sys.argv[1])
-    scales = {"none": 0.0, "1": 1.0, "3": 3.0, "9": 9.0, "9, power 1": power_cosine(9.0, 1.0),
-              "9, power 3": power_cosine(9.0, 3.0)}
-    print("guidance      right direction   right shape")
-    for name, scale in scales.items():
-        rates = measure_classes(run.tokenizer, run.transformer, 256,
-                                run.config.decoding | dict(guidance_scale=scale),
-                                frames=run.config.frames)
-        print(f"{name:13} {rates['right_direction']:15.1%} {rates['right_shape']:13.1%}")
+    run, rows = load_run(sys.argv[1]), [("scale", "right direction", "right shape")]
+    for name, scale in {"none": 0.0, "1": 1.0, "3": 3.0, "9": 9.0,
+                        "9, rising, power 1": power_cosine(9.0, 1.0),
+                        "9, rising, power 3": power_cosine(9.0, 3.0)}.items():
+        rates = measure_classes(run.tokenizer, run.transformer, 256, run.config.decoding
+                                | dict(guidance_scale=scale), frames=run.config.frames)
+        rows.append((name, f"{rates['right_direction']:.1%}", f"{rates['right_shape']:.1%}"))
+    print(aligned(rows))
 
 
 if __name__ == "__main__":
