@@ -14,7 +14,7 @@ from official import arrays_of, below, kernel
 from torch import Tensor, nn
 
 from discriminator import DiscriminatorConfig
-from magvit2.blur_discriminator import BlurDiscriminator3d
+from magvit2.blur_discriminator import BlurConfig, BlurDiscriminator3d
 from magvit2.causal_tokenizer import (AdaptiveNorm, CausalConfig, CausalConv, Decoder, Encoder,
                                       FrameNorm, ResidualBlock, Upsample)
 
@@ -44,7 +44,7 @@ def load_praxis_discriminator(npz, prefix: str = "params") -> BlurDiscriminator3
     """A BlurDiscriminator3d likewise, for the clips of the file."""
     arrays = arrays_of(npz)
     told, params = json.loads(str(arrays["config_json"])), below(arrays, prefix)
-    network = BlurDiscriminator3d(DiscriminatorConfig(
+    network = BlurDiscriminator3d(BlurConfig(
         base_channels=told["filters"], channel_multipliers=tuple(told["mult"]),
         resolution=tuple(told["size"])))
     names = {"conv_in": "conv_first", "conv_out": "conv_last", "dense": "proj/mlp_layers_0",

@@ -1,8 +1,10 @@
 """magvit2/: the sequel's tokenizer, against google/praxis' arrays, oracles and by perturbation."""
 import json
 import math
+import os
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import imageio.v3 as imageio
 import numpy as np
@@ -15,30 +17,28 @@ from official import arrays_of, below, kernel, video
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from commit import TASKS, is_padding, tokenize_condition
-from data.clips import DataConfig
+import magvit2.train
+from commit import TASKS, make_condition, tokenize_condition
+from data.clips import DataConfig, write_video
 from data.moving_shapes import MovingShapes
-from data.source import load_batch, to_float
+from data.source import load_batch
 from decode import generate
-from discriminator import (DiscriminatorConfig, LeCam, discriminator_loss, generator_loss,
-                           r1_penalty)
-from long_video import decode_long, encode_file, read_tokens
+from discriminator import LeCam, discriminator_loss, generator_loss, r1_penalty
 from magvit2 import published
-from magvit2.blur_discriminator import BlurConfig, BlurDiscriminator3d, blur_pool
+from magvit2.blur_discriminator import (BlurConfig, BlurDiscriminator2d, BlurDiscriminator3d,
+                                        blur_pool)
 from magvit2.causal_tokenizer import (CAUSAL_TOKENIZERS, AdaptiveNorm, CausalConfig, CausalConv,
-                                      CausalTokenizer, Decoder, Encoder, FrameNorm, ResidualBlock,
-                                      Upsample)
+                                      CausalTokenizer, FrameNorm, ResidualBlock, Upsample)
 from magvit2.factorized import power_cosine
 from magvit2.lookup_free import (OFFICIAL_EPSILON, LookupFreeConfig, LookupFreeQuantizer,
-                                 LookupFreeTokenizer, corners, entropies)
+                                 entropies)
+from magvit2.presets import PRESETS
 from magvit2.streaming import decode_stream, encode_stream
 from measure.report import report
-from steps import tokenizer_pass
-from tokenizer import inflate
-from train import main, train
-from training.build import build, build_networks, build_tokenizer, without_weights
-from training.checkpoint import load_checkpoint, load_network, load_run
-from training.presets import PRESETS
+from training.checkpoint import as_plain, from_plain, load_checkpoint, load_network, load_run
+from training.plan import made_up_step
+from training.presets import PRESETS as FIRST_PAPER
+from training.start import build, build_networks, without_weights
 from transformer import TRANSFORMERS
 
 PRAXIS = ROOT.parent / "shared" / "golden2" / "praxis"
@@ -90,8 +90,7 @@ def entropies_of_a_share(rank, world, folder):
     share = latents[rank * 4 // world:(rank + 1) * 4 // world].requires_grad_()
     position, mean = entropies(share, 0.05)
     (position - mean).backward()
-    torch.save((position.detach(), mean.detach(), share.grad / world),
-               folder / f"{rank} of {world}")
+    torch.save((position.detach(), mean.detach(), share.grad / world), folder / f"{rank}{world}")
     if world > 1:
         torch.distributed.destroy_process_group()
 
@@ -100,11 +99,11 @@ def test_the_mean_code_is_of_the_positions_of_all_processes(tmp_path):
     entropies_of_a_share(0, 1, tmp_path)
     torch.multiprocessing.start_processes(entropies_of_a_share, (2, tmp_path), nprocs=2,
                                           start_method="forkserver")          # see fresh.py
-    whole, *halves = (torch.load(tmp_path / name) for name in ("0 of 1", "0 of 2", "1 of 2"))
-    torch.testing.assert_close((halves[0][0] + halves[1][0]) / 2, whole[0])
-    for _, mean, _ in halves:
-        torch.testing.assert_close(mean, whole[1])
-    torch.testing.assert_close(torch.cat([gradient for *_, gradient in halves]), whole[2])
+    whole, *halves = (torch.load(tmp_path / name) for name in ("01", "02", "12"))
+    positions, means, gradients = zip(*halves)
+    torch.testing.assert_close(sum(positions) / 2, whole[0])
+    torch.testing.assert_close(torch.stack(means), whole[1].expand(2))
+    torch.testing.assert_close(torch.cat(gradients), whole[2])
 
 
 @pytest.mark.parametrize("bits", [4, 10, 18])
@@ -145,71 +144,56 @@ def test_the_entropies_by_halves_are_those_over_all_codes(bits, epsilon, generat
     torch.testing.assert_close(latents.grad.double(), slow.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_the_official_epsilon_hides_a_nat_of_uniform_codes():
+def test_the_entropy_is_exact_where_codes_are_uniform_and_finite_where_they_are_sure(generator):
     """2^18 codes, all alike: 18 ln 2 = 12.48 nats; with 1e-5 in the logarithm 11.19."""
     uniform = torch.zeros(1, 18, 1, 1, 1)
     assert entropies(uniform)[1].item() == pytest.approx(18 * math.log(2), abs=1e-4)
     assert entropies(uniform, epsilon=OFFICIAL_EPSILON)[1].item() == pytest.approx(11.19, abs=5e-3)
-
-
-def test_the_entropy_is_finite_where_every_bit_is_sure(generator):
     latents = (5 + torch.randn(1, 18, 2, 4, 4, generator=generator)).requires_grad_()
     position, mean = entropies(latents)
     (position - mean).backward()
     assert position == 0 and abs(mean) < 1e-4 and latents.grad.isfinite().all()
 
 
-def test_independent_bits_make_the_probabilities_of_all_codes(generator):
-    one = torch.rand(3, 4, generator=generator)
-    together = corners(one)
-    assert together.shape == (3, 16)
-    for code in range(16):
-        bits = torch.tensor([code >> i & 1 for i in range(4)])
-        torch.testing.assert_close(together[:, code], torch.where(bits == 1, one, 1 - one).prod(1))
+class Operations(TorchDispatchMode):
+    """Remembers the most numbers in any tensor that is computed, and the products of matrices of
+    whole numbers, which CUDA does not have."""
 
-
-class Largest(TorchDispatchMode):
-    """Remembers the most numbers in any tensor that is computed."""
-
-    numbers = 0
+    largest, of_integers = 0, ()
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **keywords or {})
+        result, name = function(*arguments, **keywords or {}), function._overloadpacket.__name__
+        tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
+        if name in ("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot") and not all(
+                each.is_floating_point() for each in tensors):
+            self.of_integers += name,
         for each in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(each, torch.Tensor):
-                self.numbers = max(self.numbers, each.numel())
+                self.largest = max(self.largest, each.numel())
         return result
 
 
 def test_2_to_the_18_codes_need_no_table_of_positions_and_codes():
     """Forward and backward: at most 1,280 positions x 2^9 numbers, not x 2^18."""
     latents = (0.02 * torch.randn(1, 18, 5, 16, 16)).requires_grad_()
-    with Largest() as largest:
+    with Operations() as operations:
         position, mean = entropies(latents)
         (position - mean).backward()
-    assert latents.grad.abs().sum() > 0
-    assert largest.numbers == 1280 * 2 ** 9
-
-
-@pytest.mark.parametrize("bits", [0, 63])
-def test_bits_that_no_token_holds_are_refused(bits):
-    with pytest.raises(ValueError, match=f"{bits} bits; a token has 1 to 62"):
-        LookupFreeQuantizer(bits)
+    assert latents.grad.abs().sum() > 0 and operations.largest == 1280 * 2 ** 9
 
 
 def test_the_first_papers_network_takes_signs_for_codes():
     torch.manual_seed(0)
     config = LookupFreeConfig(base_channels=8, channel_multipliers=(1, 1, 2, 2), num_res_blocks=1,
                               norm_groups=4, bits=7)
-    tokenizer = LookupFreeTokenizer(config)
+    tokenizer, clip = config.build(), torch.rand(1, 3, 16, 32, 32)
     assert tokenizer.codebook_size == 128 and config.embedding_dim == 7
-    clip = torch.rand(1, 3, 16, 32, 32)
     output = tokenizer(clip)
     assert output.tokens.max() < 128 and torch.equal(output.tokens, tokenizer.encode(clip))
     (output.reconstruction.square().mean() + output.entropy_loss).backward()
     assert all(p.grad is not None for p in tokenizer.parameters())
-    decoded = tokenizer.decode(output.tokens)
-    torch.testing.assert_close(decoded, output.reconstruction, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(tokenizer.decode(output.tokens), output.reconstruction, atol=1e-4,
+                               rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -268,45 +252,55 @@ def test_channels_become_places_in_googles_order(praxis, factor):
     assert codes[0, 0, :, 0, 0].tolist() == ([0, 1, 2] if factor == 1 else [0, 1, 1, 2, 2])
 
 
-@pytest.mark.parametrize("file", ["encoder_tiny", "encoder_g32"])
+@pytest.mark.parametrize("size", ["tiny", "g32"])
 @pytest.mark.parametrize("what", ["clip", "image"])
-def test_the_encoder_is_googles_and_so_is_every_token(praxis, file, what, deviation):
-    arrays = praxis(file)
+@torch.no_grad()
+def test_encoder_and_decoder_are_googles_and_so_is_every_token(praxis, size, what, deviation):
+    arrays = praxis(f"encoder_{size}")
     encoder, found = official2.load_praxis_encoder(arrays), below(arrays, what)
-    with torch.no_grad():
-        latents = encoder(video(found["x"]))
+    latents = encoder(video(found["x"]))
     deviation(latents, video(found["z"]), ACTIVATIONS)
-    tokens = LookupFreeQuantizer(latents.shape[1]).tokens(latents)
-    assert np.array_equal(tokens.numpy(), found["ids"])
-
-
-@pytest.mark.parametrize("file", ["decoder_tiny", "decoder_g32"])
-@pytest.mark.parametrize("what", ["clip", "image"])
-def test_the_decoder_is_googles(praxis, file, what, deviation):
-    arrays = praxis(file)
+    quantizer = LookupFreeQuantizer(latents.shape[1])
+    assert np.array_equal(quantizer.tokens(latents).numpy(), found["ids"])
+    arrays = praxis(f"decoder_{size}")
     decoder, found = official2.load_praxis_decoder(arrays), below(arrays, what)
-    codes = LookupFreeQuantizer(found["quantized"].shape[-1]).lookup(
-        torch.from_numpy(found["ids"].astype(np.int64)))
-    with torch.no_grad():
-        deviation(decoder(codes), video(found["recon"]), ACTIVATIONS)
+    quantizer = LookupFreeQuantizer(found["quantized"].shape[-1])
+    codes = quantizer.lookup(torch.from_numpy(found["ids"].astype(np.int64)))
+    deviation(decoder(codes), video(found["recon"]), ACTIVATIONS)
 
 
-def test_the_sizes_have_as_many_parameters_as_googles():
-    with torch.device("meta"):
-        for config, count in ((CAUSAL_TOKENIZERS["appendix"], 376_003_221),
-                              (CAUSAL_TOKENIZERS["base"], 57_813_333)):
-            tokenizer = CausalTokenizer(config)
-            assert sum(p.numel() for p in tokenizer.parameters()) == count
-        assert sum(p.numel() for p in CausalTokenizer(replace(
-            CAUSAL_TOKENIZERS["appendix"], image=True)).parameters()) == 113_053_845
-        assert sum(p.numel() for p in BlurDiscriminator3d(DiscriminatorConfig(
-            base_channels=128, resolution=(17, 128, 128))).parameters()) == 61_341_569
+K600, IMAGENET256, IMAGENET512 = (PRESETS[f"{name}-v2"] for name in
+                                  ("k600", "imagenet256", "imagenet512"))
+
+
+@pytest.mark.parametrize("config, count", [
+    (CAUSAL_TOKENIZERS["base"], 57_813_333), (CAUSAL_TOKENIZERS["appendix"], 376_003_221),
+    (CAUSAL_TOKENIZERS["appendix"].image_twin(), 113_053_845),
+    (K600.tokenizer_config(), 376_003_221), (K600.discriminator_config(), 61_341_569),
+    (IMAGENET256.tokenizer_config(), 116_274_709), (IMAGENET512.tokenizer_config(), 119_495_573)])
+def test_sizes_have_as_many_parameters_as_googles(config, count):
+    assert sum(p.numel() for p in without_weights(config.build).parameters()) == count
+
+
+def test_the_presets_are_the_appendixs():
+    for config, latent, epochs, batch, steps, temperature in (
+            (K600, (5, 16, 16), (190, 360), (256, 256), 12, 32),
+            (IMAGENET256, (1, 16, 16), (270, 1080), (256, 1024), 64, 15),
+            (IMAGENET512, (1, 16, 16), (270, 1080), (256, 1024), 64, 30)):
+        tokenizer = without_weights(config.tokenizer_config().build)
+        assert tokenizer.latent_shape(*config.clip_shape) == latent
+        assert (config.tokenizer_epochs, config.transformer_epochs) == epochs
+        assert (config.tokenizer_batch, config.transformer_batch) == batch
+        assert (config.decode_schedule, config.decode_steps) == ("cosine", steps)
+        assert config.decode_temperature == temperature
+        assert from_plain(as_plain(config)) == config
+    assert (config.crop, config.flip, config.class_dropout) == (0.8, True, 0.1)
 
 
 @pytest.fixture(scope="module")
 def causal():
     torch.manual_seed(0)
-    return CausalTokenizer(CAUSAL_TOKENIZERS["toy"]).eval()
+    return CAUSAL_TOKENIZERS["toy"].build().eval()
 
 
 @torch.no_grad()
@@ -336,69 +330,64 @@ def test_a_token_moves_only_frames_at_and_after_its_own(causal, generator):
 @torch.no_grad()
 def test_a_clips_first_latent_and_frame_are_its_pictures(causal, generator):
     clip = torch.rand(1, 3, 9, 16, 16, generator=generator)
-    picture = causal.latents(clip[:, :, :1])
-    torch.testing.assert_close(picture, causal.latents(clip)[:, :, :1], atol=1e-5, rtol=1e-4)
     tokens = causal.encode(clip)
-    torch.testing.assert_close(causal.decode(tokens[:, :1]), causal.decode(tokens)[:, :, :1],
-                               atol=1e-5, rtol=1e-4)
+    for picture, first in ((causal.latents(clip[:, :, :1]), causal.latents(clip)[:, :, :1]),
+                           (causal.decode(tokens[:, :1]), causal.decode(tokens)[:, :, :1])):
+        torch.testing.assert_close(picture, first, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape, words", [
-    ((16, 16, 16), "T=16 frames or pixels; this tokenizer needs 1 more than a multiple of 4"),
-    ((17, 12, 16), "H=12 frames or pixels; this tokenizer needs a multiple of 8")])
-def test_sizes_that_do_not_fit_are_refused(causal, shape, words):
-    with pytest.raises(ValueError, match=words):
-        causal.latents(torch.rand(1, 3, *shape))
+MULTIPLE = "needs 1 more than a multiple of 4"
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (lambda causal: causal.latents(torch.rand(1, 3, 16, 16, 16)), f"T=16 .*{MULTIPLE}"),
+    (lambda causal: causal.latents(torch.rand(1, 3, 17, 12, 16)), "H=12 .*needs a multiple of 8"),
+    (lambda causal: list(encode_stream(causal, [torch.rand(1, 3, 4, 16, 16)])), MULTIPLE),
+    (lambda causal: list(encode_stream(causal, torch.rand(1, 3, 8, 16, 16).split((5, 3), dim=2))),
+     MULTIPLE),
+    (lambda _: LookupFreeQuantizer(0), "0 bits; a token has 1 to 62"),
+    (lambda _: LookupFreeQuantizer(63), "63 bits; a token has 1 to 62"),
+    (lambda _: LookupFreeConfig().image_twin(), "no 2D twin"),
+    (lambda causal: causal.config.inflate(replace(
+        TINY, image=True).build().state_dict(), causal.config.build()), "both networks the same"),
+    (lambda causal: causal.config.inflate({}, causal.config.build(), "last"), "missing in 2D"),
+    (lambda causal: causal.config.inflate({}, causal, "central"), "knows 'last' alone"),
+    (lambda _: replace(PRESETS["toy-v2"], tokenizer="huge"), "choose from appendix, base, toy"),
+    (lambda _: replace(PRESETS["toy-v2"], inflate="central").check(), "choose last"),
+    (lambda _: replace(PRESETS["toy-v2"], entropy_boost_steps=0).check(), "wanted at least 1"),
+])
+def test_what_cannot_work_is_refused_in_a_line(causal, wrong, words):
+    with pytest.raises(ValueError, match=words) as error:
+        wrong(causal)
+    assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------------------------------------
 # Inflation into the last slice, and streams
 
-@pytest.fixture
-def twins(praxis):
-    """The arrays, a 2D network with theirs, and its causal twin inflated into the last slice."""
-    arrays = praxis("inflation_rule")
-    config = official2.causal_config(arrays)
-    image = CausalTokenizer(replace(config, image=True)).eval()
-    official2.fill(image.encoder, below(arrays, "p2d/encoder"), "conv_downsample_layers")
-    official2.fill(image.decoder, below(arrays, "p2d/decoder"), "conv_upsample_layers")
-    return arrays, image, inflate(image.state_dict(), CausalTokenizer(config), "last").eval()
-
-
 @torch.no_grad()
-def test_a_picture_kernel_becomes_the_last_slice(twins, deviation):
-    """Against the rule applied to google/praxis' network, layer by layer and in what comes out."""
-    arrays, image, inflated = twins
-    theirs = CausalTokenizer(inflated.config)
-    official2.fill(theirs.encoder, below(arrays, "p3d/encoder"), "conv_downsample_layers")
-    official2.fill(theirs.decoder, below(arrays, "p3d/decoder"), "conv_upsample_layers")
+def test_a_picture_kernel_becomes_the_last_slice(praxis, deviation):
+    """Against the rule applied to google/praxis' network, layer by layer and in what comes out.
+
+    Right after it, frames 0, 4, 8, ... are the pictures, and are held.
+    """
+    arrays = praxis("inflation_rule")
+    config, clip = official2.causal_config(arrays), video(arrays["x"])
+    image, inflated, theirs = config.image_twin().build().eval(), config.build(), config.build()
+    for network, params in ((image, "p2d"), (theirs, "p3d")):
+        official2.fill(network.encoder, below(arrays, f"{params}/encoder"),
+                       "conv_downsample_layers")
+        official2.fill(network.decoder, below(arrays, f"{params}/decoder"), "conv_upsample_layers")
+    config.inflate(image.state_dict(), inflated.eval(), "last")
     for name, parameter in theirs.state_dict().items():
         assert torch.equal(parameter, inflated.state_dict()[name]), name
-    clip = video(arrays["x"])
-    latents = inflated.latents(clip)
+    latents, tokens = inflated.latents(clip), inflated.encode(clip)
     deviation(latents, video(arrays["z3d"]), ACTIVATIONS)
-    codes = torch.where(latents >= 0, 1.0, -1.0)
-    deviation(inflated.decoder(codes), video(arrays["recon3d"]), ACTIVATIONS)
-
-
-@torch.no_grad()
-def test_right_after_inflation_frames_0_4_8_are_the_pictures_and_held(twins):
-    arrays, image, inflated = twins
-    clip = video(arrays["x"])
-    frames = clip[:, :, ::4]
-    tokens = inflated.encode(clip)
-    assert torch.equal(tokens, image.encode(frames))
     decoded, pictures = inflated.decode(tokens), image.decode(tokens)
+    deviation(decoded, video(arrays["recon3d"]), ACTIVATIONS)
+    assert torch.equal(tokens, image.encode(clip[:, :, ::4]))
     held = torch.cat([pictures[:, :, :1], pictures[:, :, 1:].repeat_interleave(4, dim=2)], dim=2)
     torch.testing.assert_close(decoded, held, atol=1e-5, rtol=1e-4)
-
-
-def test_networks_that_are_no_twins_are_not_inflated(causal):
-    other = CausalTokenizer(replace(causal.config, image=True, base_channels=8))
-    with pytest.raises(ValueError, match="give both networks the same sizes"):
-        inflate(other.state_dict(), CausalTokenizer(causal.config), "last")
-    with pytest.raises(ValueError, match="missing in 2D"):
-        inflate({}, CausalTokenizer(causal.config), "last")
 
 
 @pytest.mark.parametrize("sizes", [(17,), (1, 16), (5, 8, 4), (1, 4, 4, 4, 4), (13, 4)])
@@ -417,19 +406,6 @@ def test_a_stream_gives_the_whole_videos_tokens_and_pixels_however_it_is_cut(cau
     assert torch.equal(causal.encode(clip), whole)                   # nothing is left of the stream
 
 
-@torch.no_grad()
-def test_a_file_of_tokens_takes_windows_of_17_frames(causal, tmp_path):
-    """long_video.py, unchanged: each window by itself, the last frame repeated to fill it."""
-    frames = (255 * np.random.default_rng(0).random((20, 16, 24, 3))).astype(np.uint8)
-    header = encode_file(causal, frames, tmp_path / "out.tokens", window=17)
-    assert (header["windows"], header["latent"], header["bits"]) == (2, [5, 2, 3], 10)
-    _, tokens = read_tokens(tmp_path / "out.tokens", causal)
-    first, second = tokens
-    assert torch.equal(first, causal.encode(to_float(frames[None, :17]))[0])
-    back = list(decode_long(causal, [first, second], count=20))
-    assert len(back) == 20 and back[0].shape == (16, 24, 3)
-
-
 def test_a_stream_remembers_only_what_a_window_covers(causal, generator):
     """However long it is: kernel less stride frames before each convolution."""
     held = []
@@ -442,36 +418,21 @@ def test_a_stream_remembers_only_what_a_window_covers(causal, generator):
                    if isinstance(layer, CausalConv))
 
 
-def test_pieces_that_do_not_fit_are_refused(causal):
-    with pytest.raises(ValueError, match="needs 1 more than a multiple of 4"):
-        list(encode_stream(causal, [torch.rand(1, 3, 4, 16, 16)]))
-    with pytest.raises(ValueError, match="needs 1 more than a multiple of 4"):
-        list(encode_stream(causal, [torch.rand(1, 3, 5, 16, 16), torch.rand(1, 3, 3, 16, 16)]))
-
-
 # ---------------------------------------------------------------------------------------------
 # COMMIT on causal tokens
 
-@pytest.mark.parametrize("T, t", [(1, 1), (5, 2), (9, 3), (17, 5)])
-def test_the_first_supervoxel_is_one_frame_and_the_others_four(causal, T, t, generator):
-    """ispad of 1 + 4k frames, by the slow rule: a supervoxel is padding where no pixel is given."""
-    assert causal.lead == 3 and causal.latent_shape(T, 16, 16) == (t, 2, 2)
-    valid = torch.rand(T, 16, 16, generator=generator) < 0.01
-    is_pad = is_padding(valid, (t, 2, 2), causal.lead)
-    for j in range(t):
-        frames = valid[max(0, 4 * j - 3):4 * j + 1]
-        for y in range(2):
-            for x in range(2):
-                given = frames[:, 8 * y:8 * y + 8, 8 * x:8 * x + 8].any()
-                assert is_pad[j, y, x] == (not given)
-
-
+@pytest.mark.parametrize("T", [5, 17])
 @pytest.mark.parametrize("task", TASKS)
-def test_the_ten_tasks_have_conditions_of_17_frames(causal, task, generator):
-    clip = torch.rand(2, 3, 17, 32, 32, generator=generator)
+def test_the_first_supervoxel_is_one_frame_and_the_others_four(causal, task, T, generator):
+    """ispad of 1 + 4k frames, by the slow rule: a supervoxel is padding where no pixel is given."""
+    clip = torch.rand(2, 3, T, 32, 32, generator=generator)
+    valid = make_condition(clip, task)[1]
     tokens, is_pad = tokenize_condition(causal, clip, task)
-    assert tokens.shape == (2, 80) and is_pad.shape == (80,)
-    assert is_pad.all() == (task == "CG") and (task == "CG" or is_pad.any())
+    assert causal.lead == 3 and tokens.shape == (2, len(is_pad)) == (2, 16 * (1 + T // 4))
+    for place, ours in enumerate(is_pad.view(-1, 4, 4)):
+        frames = valid[max(0, 4 * place - 3):4 * place + 1]
+        given = frames.reshape(-1, 4, 8, 4, 8).any(4).any(2).any(0)
+        assert torch.equal(ours, ~given)
 
 
 @pytest.mark.parametrize("given", [1, 5])
@@ -523,7 +484,7 @@ def test_the_discriminator_is_googles_and_so_is_r1(praxis, file, deviation):
 @pytest.mark.parametrize("step", range(3))
 def test_the_losses_and_their_weights_are_googles(praxis, step, deviation):
     """App. A.2: 5.0 reconstruction, 0.1 adversarial, 0.001 LeCam. LeCam differs: see below."""
-    arrays, weights = below(praxis("vqgan_losses"), f"train/step{step}"), PRESETS["k600-v2"]
+    arrays, weights = below(praxis("vqgan_losses"), f"train/step{step}"), K600
     grad = below(arrays, "grad_g_loss")
     loss = {name: float(value) for name, value in below(arrays, "loss").items()}
     made = video(arrays["reconstructed"]).clone().requires_grad_()
@@ -548,93 +509,86 @@ def test_the_losses_and_their_weights_are_googles(praxis, step, deviation):
     deviation(theirs, loss["lecam_loss"], LOSSES)
 
 
-def test_the_entropy_weight_is_four_times_its_own_at_first_and_once_after_2000_steps():
+def test_at_one_frame_the_discriminator_is_the_2d_twin():
+    """In 3D each blur of a single frame sees a frame of zeros beside it, and halves the signal."""
+    picture = torch.ones(1, 1, 1, 64, 64)
+    for blurs in range(1, 5):
+        picture = blur_pool(picture)
+        assert picture[..., 1, 1].item() == 0.5 ** blurs
+    size = BlurConfig(base_channels=4, channel_multipliers=(1, 1), resolution=(1, 16, 16))
+    network, video = size.build(), torch.rand(2, 3, 1, 16, 16)
+    assert isinstance(network, BlurDiscriminator2d) and network(video).shape == (2, 1)
+    assert isinstance(replace(size, resolution=(5, 16, 16)).build(), BlurDiscriminator3d)
+    for stage in ("image", "tokenizer"):
+        networks = without_weights(lambda: build_networks(IMAGENET256, stage))
+        assert isinstance(networks["discriminator"], BlurDiscriminator2d)
+
+
+# ---------------------------------------------------------------------------------------------
+# Training
+
+SHAPES = DataConfig(dataset="shapes")
+SHORT = replace(
+    PRESETS["toy-v2"], tokenizer=TINY, adversarial_weight=0.1, precision="float32",
+    discriminator=BlurConfig(base_channels=4, channel_multipliers=(1, 1)), tokenizer_steps=2,
+    transformer_steps=2, token_pool=8, tokenizer_warmup=1, transformer_warmup=1, decode_steps=2,
+    transformer=replace(TRANSFORMERS["toy"], hidden_size=16, num_layers=1, mlp_size=16))
+
+
+def test_the_entropy_weight_is_four_times_its_own_at_first_and_once_after_2000_steps(tmp_path):
     """App. A.2: annealing factor 3, 2,000 steps, as the first paper's code reads it: added."""
-    config = replace(PRESETS["k600-v2"], tokenizer=TINY, frames=5, resolution=16,
-                     adversarial_weight=0.0, precision="float32")
-    trainee, clip = build(config, "tokenizer"), torch.rand(2, 3, 5, 16, 16)
+    weights = {}
     for step, times in ((0, 4.0), (1000, 2.5), (2000, 1.0), (90_000, 1.0)):
-        trainee.step = step
-        terms = tokenizer_pass(trainee, clip, 1.0, config)
-        rest = (5 * terms["reconstruction"] + 0.25 * terms["commitment"] + terms["codebook"])
-        torch.testing.assert_close(terms["loss"] - rest, 0.1 * times * terms["entropy"],
-                                   rtol=1e-4, atol=1e-5)
+        assert K600.entropy_weight_at(step) == pytest.approx(0.1 * times)
 
+    def heard(stage, step, terms):
+        rest = 5 * terms["reconstruction"] + 0.25 * terms["commitment"] + terms["codebook"]
+        weights[step] = ((terms["loss"] - rest) / terms["entropy"]).item()
 
-def test_the_presets_of_the_sequel_are_the_appendixs():
-    config = PRESETS["k600-v2"]
-    networks = without_weights(lambda: build_networks(config, "tokenizer"))
-    counts = {name: sum(p.numel() for p in networks[name].parameters())
-              for name in ("tokenizer", "discriminator")}
-    assert counts == dict(tokenizer=376_003_221, discriminator=61_341_569)
-    assert type(networks["discriminator"]) is BlurDiscriminator3d
-    image = without_weights(lambda: build_networks(config, "image"))
-    assert all(p.is_meta for p in image["tokenizer"].parameters())
-    assert sum(p.numel() for p in image["tokenizer"].parameters()) == 113_053_845
-    assert (config.tokenizer_batch, config.tokenizer_epochs, config.transformer_epochs) == (
-        256, 190, 360)
-    assert (config.decode_schedule, config.decode_temperature) == ("cosine", 32)
-    assert networks["tokenizer"].latent_shape(*config.clip_shape) == (5, 16, 16)
-
-
-@pytest.mark.parametrize("size, temperature, count", [(256, 15, 116_274_709),
-                                                      (512, 30, 119_495_573)])
-def test_the_presets_of_pictures_are_the_appendixs(size, temperature, count):
-    config = PRESETS[f"imagenet{size}-v2"]
-    tokenizer = without_weights(lambda: build_tokenizer(config.tokenizer_config()))
-    assert sum(p.numel() for p in tokenizer.parameters()) == count
-    assert tokenizer.latent_shape(*config.clip_shape) == (1, 16, 16) and tokenizer.lead == 0
-    assert (config.tokenizer_epochs, config.tokenizer_batch) == (270, 256)
-    assert (config.transformer_epochs, config.transformer_batch) == (1080, 1024)
-    assert (config.crop, config.flip, config.class_dropout) == (0.8, True, 0.1)
-    assert (config.decode_steps, config.decode_temperature) == (64, temperature)
+    config = replace(SHORT, tokenizer_steps=4, inflate="", adversarial_weight=0.0,
+                     entropy_weight=0.1, entropy_boost_steps=2)
+    magvit2.train.train(config, SHAPES, tmp_path, stage="tokenizer", on_step=heard)
+    assert weights == pytest.approx({0: 0.4, 1: 0.25, 2: 0.1, 3: 0.1}, rel=1e-3)
 
 
 def test_a_masked_model_of_pictures_learns_from_a_folder_of_them(tmp_path, monkeypatch):
+    """By the command, with guidance that rises; what pictures cannot be is refused."""
     for name in ("cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         picture = np.random.default_rng(int(name[4])).integers(255, size=(40, 50, 3))
         imageio.imwrite(tmp_path / "in" / name, picture.astype(np.uint8))
-    flags = (f"toy-v2 --data {tmp_path / 'in'} --layout images --frames 1 --crop 0.8 --tasks CG "
-             "--class-dropout 0.1 --tokenizer-steps 2 --transformer-steps 2 --tokenizer-warmup 1 "
-             f"--transformer-warmup 1 --token-pool 4 --out {tmp_path / 'out'}").split()
-    monkeypatch.setattr("sys.argv", ["train.py", *flags, "--inflate", "", "--transformer",
-                                     "v2 toy"])
-    main()
+    flags = f"magvit2.train toy-v2 --data {tmp_path / 'in'} --layout images --out {tmp_path / 'out'}"
+    monkeypatch.setattr("sys.argv", flags.split())
+    with pytest.raises(SystemExit):                                     # 17 frames of a picture
+        magvit2.train.main()
+    monkeypatch.setattr("sys.argv", [*flags.split(), *(
+        "--frames 1 --crop 0.8 --tasks CG --class-dropout 0.1 --tokenizer-steps 2 --no-report "
+        "--transformer-steps 2 --tokenizer-warmup 1 --transformer-warmup 1 --token-pool 4 "
+        "--adversarial-weight 0.1 --transformer toy --inflate").split(), ""])
+    magvit2.train.main()
     run = load_run(tmp_path / "out")
     assert run.class_names == ["cat", "dog"] and run.transformer.config.num_tokens == 16
+    state = load_checkpoint(tmp_path / "out" / "transformer.pt")
+    assert state["config"]["network"]["type"] == "magvit2.factorized.FactorizedConfig"
+    assert state["config"]["train"]["type"] == "magvit2.presets.SequelConfig"
     made = generate(run.tokenizer, run.transformer, torch.zeros(2, 3, 1, 32, 32), "CG",
                     torch.tensor([0, 1]), steps=2, guidance_scale=power_cosine(24.0, 3.0))
     assert made.shape == (2, 3, 1, 32, 32)
-    monkeypatch.setattr("sys.argv", ["train.py", "toy-v2", "--data", "in", "--layout", "images"])
-    with pytest.raises(SystemExit):
-        main()
 
 
-@pytest.mark.parametrize("name", ["v2 huge", "v3 toy"])
-def test_an_unknown_size_is_refused_with_those_there_are(name):
-    with pytest.raises(ValueError, match="choose from B, L, .*v2 appendix, v2 base, v2 toy"):
-        replace(PRESETS["toy-v2"], tokenizer=name).tokenizer_config()
-
-
-def test_pictures_then_video_then_ten_tasks_in_one_command(tmp_path):
-    """train.py toy-v2, a few steps of each: 2D first, inflated, stopped and resumed on the way."""
-    config = replace(PRESETS["toy-v2"], tokenizer=TINY, adversarial_weight=0.1,
-                     discriminator=BlurConfig(base_channels=4, channel_multipliers=(1, 1)),
-                     tokenizer_steps=2, transformer_steps=2, token_pool=8, tokenizer_warmup=1,
-                     transformer_warmup=1, decode_steps=2, transformer=replace(
-                         TRANSFORMERS["toy"], hidden_size=16, num_layers=1, mlp_size=16))
+def test_pictures_then_video_then_ten_tasks(tmp_path, monkeypatch):
+    """2D first, inflated, resumed on the way, as if nothing had happened."""
     seen = []
-    train(config, DataConfig(dataset="shapes"), tmp_path, draw=False,
-          on_step=lambda stage, step, terms: seen.append((str(stage), step)))
+    magvit2.train.train(SHORT, SHAPES, tmp_path, draw=False,
+                        on_step=lambda stage, step, terms: seen.append((stage.name, step)))
     assert seen == [(stage, step) for stage in ("image", "tokenizer", "transformer")
                     for step in (0, 1)]
     image, tokenizer = (load_network(load_checkpoint(tmp_path / f"{name}.pt"))
                         for name in ("image", "tokenizer"))
-    assert image.config == replace(TINY, image=True) and tokenizer.config == TINY
-    report(tmp_path, clips=2, samples=4)
+    assert image.config == TINY.image_twin() and tokenizer.config == TINY
+    monkeypatch.setattr(magvit2.train, "report", partial(report, clips=2, samples=4))
+    assert magvit2.train.train(SHORT, SHAPES, tmp_path)                 # all is finished: pictures
     assert (tmp_path / "samples.gif").stat().st_size
-    assert train(config, DataConfig(dataset="shapes"), tmp_path, draw=False)     # all is finished
     clip, _ = load_batch(MovingShapes("test", 17), 0, 2, seed=0)
     run = load_run(tmp_path)
     for task in TASKS:
@@ -643,9 +597,41 @@ def test_pictures_then_video_then_ten_tasks_in_one_command(tmp_path):
         assert made.shape == clip.shape
 
 
-def test_a_network_that_has_no_picture_twin_says_so():
-    with pytest.raises(ValueError, match="no 2D tokenizer for a LookupFreeConfig"):
-        build_tokenizer(LookupFreeConfig(), image=True)
+@pytest.mark.parametrize("config", [
+    replace(FIRST_PAPER["toy"], adversarial_weight=0.1), replace(SHORT, transformer="toy")])
+def test_no_step_multiplies_matrices_of_whole_numbers(config):
+    """Of either paper: a step of both stages, tokenizing, Algorithm 1."""
+    config = replace(config, precision="float32")
+    one, two = (build(config, stage, num_classes=16) for stage in ("tokenizer", "transformer"))
+    tokenizer, model = one.networks["tokenizer"], two.networks["transformer"]
+    clip = torch.rand(2, 3, *config.clip_shape)
+    with Operations() as operations:
+        made_up_step(one, config, "tokenizer", 2)()
+        made_up_step(two, config, "transformer", 2)()
+        generate(tokenizer.eval(), model.eval(), clip, "FP", steps=2, guidance_scale=1.0)
+        assert not operations.of_integers
+        torch.ones(3, 3).long() @ torch.ones(3).long()
+    assert operations.of_integers == ("mv",)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available() and "GPU_TESTS_ON" not in os.environ,
+                    reason="needs a CUDA card")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_both_stages_of_the_sequel_take_a_step_on_the_card(precision):
+    """Factors, adversary and blur included; then Algorithm 1, guided."""
+    device = torch.device(os.environ.get("GPU_TESTS_ON", "cuda"))
+    config = replace(PRESETS["toy-v2"], transformer="toy", adversarial_weight=0.1,
+                     precision=precision)
+    one, two = (build(config, stage, num_classes=16, device=device)
+                for stage in ("tokenizer", "transformer"))
+    for stage, trainee in (("tokenizer", one), ("transformer", two)):
+        terms = made_up_step(trainee, config, stage, 2)()
+        assert all(term.isfinite().all() for term in terms.values()), stage
+    made = generate(one.networks["tokenizer"].eval(), two.networks["transformer"].eval(),
+                    torch.rand(2, 3, *config.clip_shape, device=device), "FP", steps=4,
+                    guidance_scale=power_cosine(3.0, 3.0))
+    assert made.isfinite().all()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -677,8 +663,9 @@ def test_a_published_picture_network_is_inflated_as_theirs(deviation):
     """Against Open-MAGVIT2's own inflate_from_image: every parameter's sums, latents, pixels."""
     image = published.load(open_state(open_arrays("omagvit2_image_tiny.npz"), "r128/"), "image")
     arrays = open_arrays("omagvit2_inflation_tiny.npz")
-    twin = published.PublishedTokenizer(replace(image.config, image=False)).eval()
-    ours = inflate(image.state_dict(), twin, "last").state_dict()
+    config = replace(image.config, image=False)
+    twin = config.build().eval()
+    ours = config.inflate(image.state_dict(), twin, "last").state_dict()
     sums = dict(zip(json.loads(str(arrays["keys"])), zip(arrays["sum_f64"], arrays["sumsq_f64"])))
     assert len(ours) == len(sums)
     for name, parameter in ours.items():
@@ -761,30 +748,31 @@ def test_the_published_files_names_and_shapes_are_ours_to_the_unit(name):
 
 
 def test_averaged_weights_are_preferred_and_other_files_are_refused(tmp_path):
-    state = open_state(open_arrays("omagvit2_video_tiny.npz"))
-    name = "encoder.conv_out.conv_1.bias"
+    state, name = open_state(open_arrays("omagvit2_video_tiny.npz")), "encoder.conv_out.conv_1.bias"
     averaged = state | {"model_ema." + name.replace(".", ""): state[name] + 1}
     torch.save(dict(state_dict=averaged), tmp_path / "video.ckpt")
     tokenizer = published.load(tmp_path / "video.ckpt", "video")
     assert torch.equal(tokenizer.encoder.last[-1].bias, state[name] + 1)
-    with pytest.raises(ValueError, match="kind .audio. is unknown; choose video or image"):
-        published.load(state, "audio")
-    with pytest.raises(ValueError, match="these are no weights of an Open-MAGVIT2 image tokenizer"):
-        published.load(state, "image")
-    with pytest.raises(ValueError, match="decoder.up.0.block.0.norm1.weight is missing"):
-        published.load({key: value for key, value in state.items()
-                        if key != "decoder.up.0.block.0.norm1.weight"}, "video")
-    with pytest.raises(ValueError, match=r"is \(10, 1\); wanted \(10,\)"):
-        published.load(state | {name: state[name][:, None]}, "video")
+    missing = "decoder.up.0.block.0.norm1.weight"
+    for wrong, kind, words in (
+            (state, "audio", "kind .audio. is unknown; choose video or image"),
+            (state, "image", "these are no weights of an Open-MAGVIT2 image tokenizer"),
+            ({key: value for key, value in state.items() if key != missing}, "video",
+             f"{missing} is missing"),
+            (state | {name: state[name][:, None]}, "video", r"is \(10, 1\); wanted \(10,\)")):
+        with pytest.raises(ValueError, match=words):
+            published.load(wrong, kind)
     torch.save(dict(state_dict=state, code=CausalTokenizer), tmp_path / "code.ckpt")
     with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
         published.load(tmp_path / "code.ckpt", "video")
 
 
-def test_encoder_and_decoder_together_are_the_tokenizer(causal, generator):
-    clip = torch.rand(1, 3, 5, 16, 16, generator=generator)
-    assert isinstance(causal.encoder, Encoder) and isinstance(causal.decoder, Decoder)
-    output = causal(clip)
-    assert torch.equal(output.tokens, causal.encode(clip))
-    torch.testing.assert_close(output.reconstruction, causal.decode(output.tokens), atol=1e-5,
-                               rtol=1e-4)
+def test_the_command_takes_a_video_through_a_published_tokenizer(tmp_path, monkeypatch, capsys):
+    torch.save(open_state(open_arrays("omagvit2_video_tiny.npz")), tmp_path / "video.ckpt")
+    frames = np.random.default_rng(0).integers(255, size=(20, 32, 40, 3)).astype(np.uint8)
+    write_video(tmp_path / "in.mp4", frames)
+    monkeypatch.setattr("sys.argv", ["published", *(str(tmp_path / name) if "." in name else name
+                                                    for name in ("video.ckpt", "video", "in.mp4",
+                                                                 "out.mp4"))])
+    published.main()
+    assert capsys.readouterr().out.count(" dB") == 2 and (tmp_path / "out.mp4").stat().st_size
