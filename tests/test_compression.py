@@ -1,6 +1,6 @@
 """MAGVIT-v2's compression (App. A.3): bits by hand, MS-SSIM by an oracle, codecs there and back."""
 import math
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +10,10 @@ from torch import nn
 
 from data.moving_shapes import MovingShapes
 from data.source import all_clips
-from magvit2 import compression
-from magvit2.compression import CODECS, codec_point, coded_bits, decode, encode, payload, token_bits
-from measure.metrics import SCALE_WEIGHTS, ms_ssim, ssim
-
-ROOT = Path(__file__).parents[1]
+from magvit2.compression import (CODECS, SCALE_WEIGHTS, codec_point, coded_bits, decode, encode,
+                                 ms_ssim, payload, scales_for, token_bits)
+from measure.metrics import ssim
+from transformer import MaskedTransformer
 
 
 # ---------------------------------------------------------------------------------------------
@@ -31,22 +30,19 @@ def oracle_terms(x, y):
             p, q = (window * a).sum(), (window * b).sum()
             va, vb = (window * (a - p) ** 2).sum(), (window * (b - q) ** 2).sum()
             cov = (window * (a - p) * (b - q)).sum()
-            contrast = (2 * cov + 0.0009) / (va + vb + 0.0009)
-            contrasts.append(contrast)
-            whole.append(contrast * (2 * p * q + 0.0001) / (p * p + q * q + 0.0001))
+            contrasts.append((2 * cov + 0.0009) / (va + vb + 0.0009))
+            whole.append(contrasts[-1] * (2 * p * q + 0.0001) / (p * p + q * q + 0.0001))
     return np.mean(whole), np.mean(contrasts)
 
 
 def halved(x):
     x = np.pad(x, ((0, len(x) % 2), (0, len(x[0]) % 2)), mode="edge")
-    h, w = len(x) // 2, len(x[0]) // 2
-    return x.reshape(h, 2, w, 2).mean((1, 3))
+    return x.reshape(len(x) // 2, 2, len(x[0]) // 2, 2).mean((1, 3))
 
 
 def pictures(side, noise=0.1):
     generator = torch.Generator().manual_seed(side)
-    a = torch.rand(3, side, side, generator=generator)
-    a = torch.nn.functional.avg_pool2d(a, 5, 1, 2)
+    a = nn.functional.avg_pool2d(torch.rand(3, side, side, generator=generator), 5, 1, 2)
     return a, (a + noise * torch.randn(a.shape, generator=generator)).clamp(0, 1)
 
 
@@ -67,13 +63,11 @@ def test_ms_ssim_of_one_scale_is_ssim_of_equal_pictures_one_and_needs_161_pixels
     assert math.isclose(ms_ssim(a, b, 1), ssim(a, b), rel_tol=1e-9)
     assert math.isclose(ms_ssim(a, a).item(), 1.0, rel_tol=1e-9) and ms_ssim(a, b) < 1
     assert ms_ssim(a.expand(2, 4, -1, -1, -1), b.expand(2, 4, -1, -1, -1)).shape == (2, 4)
-    with pytest.raises(ValueError, match="at least 161x161"):
-        ms_ssim(a[:, :160], b[:, :160])
-    with pytest.raises(ValueError, match="6 scales"):
-        ms_ssim(a, b, 6)
-    sides = {scale: compression.scales_for(torch.empty(1, 3, 1, 10 * 2 ** (scale - 1) + 1, 200))
-             for scale in range(1, 6)}
-    assert sides == {scale: scale for scale in range(1, 6)}
+    for scale in range(1, 6):
+        assert scales_for(torch.empty(1, 3, 1, 10 * 2 ** (scale - 1) + 1, 200)) == scale
+    for wrong, words in (((a[:, :160], b[:, :160]), "at least 161x161"), ((a, b, 6), "6 scales")):
+        with pytest.raises(ValueError, match=words):
+            ms_ssim(*wrong)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -90,7 +84,8 @@ def test_bits_per_pixel_by_hand(tokens, bits, pixels, rate):
 class Fixed(nn.Module):
     """Predicts given logits (N, K) wherever it is asked, and remembers what it was shown."""
 
-    mask_id, no_class, prompts = 16, 3, ()
+    mask_id, no_class, config = 16, 3, SimpleNamespace(tasks=())
+    cross_entropy = MaskedTransformer.cross_entropy
 
     def __init__(self, logits):
         super().__init__()
@@ -104,24 +99,22 @@ class Fixed(nn.Module):
 def test_a_model_that_knows_nothing_needs_the_tokens_own_bits_and_one_that_knows_all_none():
     tokens = torch.randint(16, (2, 10), generator=torch.Generator().manual_seed(0))
     assert math.isclose(coded_bits(Fixed(torch.zeros(10, 16)), tokens), 20 * 4, rel_tol=1e-6)
-    sure = torch.nn.functional.one_hot(tokens[0], 16) * 100.0
-    assert coded_bits(Fixed(sure), tokens[:1]) < 1e-6
+    sure = Fixed(nn.functional.one_hot(tokens[0], 16) * 100.0)
+    assert coded_bits(sure, tokens[:1]) < 1e-6
     label = torch.zeros(1, dtype=torch.long)
-    assert math.isclose(coded_bits(Fixed(sure), tokens[:1], label), math.log2(3), rel_tol=1e-6)
+    assert math.isclose(coded_bits(sure, tokens[:1], label), math.log2(3), rel_tol=1e-6)
 
 
 def test_each_token_is_counted_once_before_it_is_shown():
-    tokens = torch.randint(16, (1, 10))
-    model = Fixed(torch.zeros(10, 16))
+    tokens, model = torch.randint(16, (1, 10)), Fixed(torch.zeros(10, 16))
     coded_bits(model, tokens, groups=4)
-    hidden = [(shown == 16).sum().item() for shown, _ in model.shown]
-    assert hidden == [10, 7, 4, 1] and model.shown[0][1].tolist() == [3]         # no class
+    assert [(shown == 16).sum().item() for shown, _ in model.shown] == [10, 7, 4, 1]
     last = model.shown[-1][0]
-    assert ((last == 16) | (last == tokens)).all()
+    assert ((last == 16) | (last == tokens)).all() and model.shown[0][1].tolist() == [3]  # no class
 
 
 # ---------------------------------------------------------------------------------------------
-# Codecs
+# Codecs, and the command
 
 @pytest.fixture(scope="module")
 def video():
@@ -134,22 +127,16 @@ def test_codecs_go_there_and_back_and_more_bits_are_better(codec, video, monkeyp
     fine, coarse = (codec_point(codec, crf, video, None) for crf in (20, 50))
     assert fine.bits_per_pixel > coarse.bits_per_pixel > 0
     assert fine.psnr > coarse.psnr and fine.ms_ssim > coarse.ms_ssim and fine.psnr > 28
-    frames = video[0].movedim(0, -1)
-    packets = encode(codec, 20, frames)
-    assert decode(codec, packets).shape == (16, 32, 32, 3)
+    assert decode(codec, encode(codec, 20, video[0].movedim(0, -1))).shape == (16, 32, 32, 3)
 
 
 def test_the_text_that_x264_writes_about_itself_is_not_counted(video):
     packets = [bytes(packet) for packet in encode("x264", 30, video[0].movedim(0, -1))]
-    text = next(packet for packet in packets if b"x264 - core" in packet)
+    text, = (packet for packet in packets if b"x264 - core" in packet)
     assert len(text) - payload("x264", text) > 500
     assert sum(payload("x264", packet) for packet in packets) > 100
-    others = [packet for packet in packets if packet is not text]
-    assert all(payload("x264", packet) == len(packet) for packet in others)
+    assert all(payload("x264", packet) == len(packet) for packet in packets if packet is not text)
 
-
-# ---------------------------------------------------------------------------------------------
-# The command
 
 def test_a_run_is_put_beside_the_codecs_with_what_its_transformer_saves(tmp_path):
     done = python("-m", "magvit2.compression", "assets/toy", "--clips", "2", "--out",
@@ -160,3 +147,5 @@ def test_a_run_is_put_beside_the_codecs_with_what_its_transformer_saves(tmp_path
     assert rows["toy"][2].strip() == "0.0273"                    # 64 tokens of 7 bits: 16x32x32
     assert float(rows["toy"][3]) < 0.0273 and "AV1 50" in rows
     assert (tmp_path / "curve.png").stat().st_size > 5000
+    wrong = python("-m", "magvit2.compression", "nowhere")
+    assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1 and "nowhere" in wrong.stderr

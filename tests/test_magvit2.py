@@ -529,10 +529,11 @@ def test_at_one_frame_the_discriminator_is_the_2d_twin():
 
 SHAPES = DataConfig(dataset="shapes")
 SHORT = replace(
-    PRESETS["toy-v2"], tokenizer=TINY, adversarial_weight=0.1, precision="float32",
-    discriminator=BlurConfig(base_channels=4, channel_multipliers=(1, 1)), tokenizer_steps=2,
-    transformer_steps=2, token_pool=8, tokenizer_warmup=1, transformer_warmup=1, decode_steps=2,
-    transformer=replace(TRANSFORMERS["toy"], hidden_size=16, num_layers=1, mlp_size=16))
+    PRESETS["toy-v2"], tokenizer=TINY, tasks=("CG", "FP"), adversarial_weight=0.1,
+    discriminator=BlurConfig(base_channels=4, channel_multipliers=(1, 1)), precision="float32",
+    tokenizer_steps=2, tokenizer_warmup=1, transformer_steps=2, transformer_warmup=1, token_pool=8,
+    decode_steps=2, transformer=replace(TRANSFORMERS["toy"], hidden_size=16, num_layers=1,
+                                        mlp_size=16))
 
 
 def test_the_entropy_weight_is_four_times_its_own_at_first_and_once_after_2000_steps(tmp_path):
