@@ -19,7 +19,7 @@ from data.source import ClipSource
 from magvit2.presets import PRESETS, SequelConfig
 from measure.report import report
 from steps import Trainee, tokenizer_step
-from train import Tokens, make_stage, open_data, parse, run_command, stages_of
+from train import Tokens, make_stage, open_data, parse, run_command, stages_of, unseen
 from training.checkpoint import is_there
 from training.loop import OnStep, Stage, fit
 from training.processes import Processes
@@ -39,7 +39,8 @@ def train(config: SequelConfig, data: DataConfig | ClipSource, run: str | Path, 
         if not fit(setup, config, run, processes, on_step):
             return False
     if processes.rank == 0 and draw and is_there(run / "transformer.pt"):
-        report(run, source=None if data.dataset in ("folder", "shapes") else source)
+        report(run, source=unseen(config, data, source) if data.dataset.startswith("object")
+               else None)
     return True
 
 
