@@ -93,14 +93,10 @@ class FactorizedTransformer(MaskedTransformer):
         """The id that stands for [MASK] in `tokens`: the last, after all codes."""
         return self.config.codebook_size + self.config.vocabulary_size - 1
 
-    def digits_of(self, tokens: Tensor) -> Tensor:
-        """Codes (B, N) -> their digits (B, N, factors) in base K_f, the lowest first."""
-        return digits_of(tokens, self.config.factors, self.config.factor_size)
-
     def embed(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
         """[rho, c, z-bar] as vectors (B, 2 + N, D): a code's is the sum of its digits'."""
         K, is_mask = self.config.codebook_size, tokens == self.mask_id
-        digits = self.digits_of(tokens.masked_fill(is_mask, 0))
+        digits = self._digits(tokens.masked_fill(is_mask, 0))
         codes = sum(table(digits[..., i]) for i, table in enumerate(self.digit_embeddings))
         mask = self.token_embedding(tokens.new_tensor(self.mask_id - K))
         codes = torch.where(is_mask[..., None], mask, codes)                    # (B, N, D)
@@ -115,7 +111,7 @@ class FactorizedTransformer(MaskedTransformer):
     def cross_entropy(self, logits: Tensor, tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """-log p(z_i) of each token (B, N): the sum over its digits. logits (B, N, factors, K_f)."""
         losses = F.cross_entropy(rearrange(logits.float(), "b n f k -> b k n f"),
-                                 self.digits_of(tokens), reduction="none",
+                                 self._digits(tokens), reduction="none",
                                  label_smoothing=label_smoothing)
         return losses.sum(-1)
 
@@ -124,16 +120,20 @@ class FactorizedTransformer(MaskedTransformer):
         digits, log_probability = super().sample(logits, noise)
         return codes_of(digits, self.config.factor_size), log_probability.sum(-1)
 
+    def _digits(self, tokens: Tensor) -> Tensor:
+        return digits_of(tokens, self.config.factors, self.config.factor_size)
+
 
 def digits_of(tokens: Tensor, factors: int, base: int) -> Tensor:
-    """Codes -> their digits (..., factors), the lowest first; of no code, the last is too large."""
+    """Codes (...) -> their digits (..., factors), lowest first. A number that is no code has a
+    last digit out of range, so that it is not taken for another."""
     digits = tokens[..., None] // base ** torch.arange(factors, device=tokens.device)
     digits[..., :-1] %= base
     return digits
 
 
 def codes_of(digits: Tensor, base: int) -> Tensor:
-    """Digits (..., factors) -> the code that they spell."""
+    """Digits (..., factors) -> the codes (...) that they spell."""
     return (digits * base ** torch.arange(digits.shape[-1], device=digits.device)).sum(-1)
 
 
@@ -150,11 +150,15 @@ def power_cosine(scale: float, power: float) -> Callable[[float], float]:
 
 
 def main() -> None:
-    """How often a run that was trained with class dropout draws what its label says, by the toy's
+    """How often a run that was trained with class dropout makes what its label says, by the toy's
     rule, at several guidance scales."""
     if len(sys.argv) != 2:
         sys.exit(__doc__.split("\n\n")[-1])
-    run, rows = load_run(sys.argv[1]), [("scale", "right direction", "right shape")]
+    try:
+        run = load_run(sys.argv[1])
+    except (ValueError, OSError) as error:
+        sys.exit(f"factorized.py: {error}")
+    rows = [("scale", "right direction", "right shape")]
     for name, scale in {"none": 0.0, "1": 1.0, "3": 3.0, "9": 9.0,
                         "9, rising, power 1": power_cosine(9.0, 1.0),
                         "9, rising, power 3": power_cosine(9.0, 3.0)}.items():

@@ -11,7 +11,6 @@ The codes are all corners of a cube, so the nearest one is found without a searc
 of 2^18 costs nothing. What it needs is that they are used: the entropy loss wants each latent to be
 sure of its code, and all codes to be as frequent. Its distribution over codes, a softmax of
 2 z.c / temperature, is a product of one for each bit, p(+1) = sigmoid(4 z / temperature).
-
 """
 from __future__ import annotations
 
@@ -43,13 +42,14 @@ class LookupFreeQuantizer(nn.Module):
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """tokens (B, t, h, w) -> codes (B, bits, t, h, w) of -1 and +1."""
-        places = torch.arange(self.bits, device=tokens.device)[:, None, None, None]
-        return ((tokens[:, None] >> places) & 1).float() * 2 - 1
+        return ((tokens[:, None] >> self._places(tokens)) & 1).float() * 2 - 1
 
     def tokens(self, latents: Tensor) -> Tensor:
         """latents (B, bits, t, h, w) -> tokens (B, t, h, w): sum of 2^i [z_i >= 0]."""
-        places = torch.arange(self.bits, device=latents.device)[:, None, None, None]
-        return (self.positive(latents).long() << places).sum(1)   # CUDA multiplies no int64 matrices
+        return (self.positive(latents).long() << self._places(latents)).sum(1)
+
+    def _places(self, x: Tensor) -> Tensor:
+        return torch.arange(self.bits, device=x.device)[:, None, None, None]
 
     def positive(self, latents: Tensor) -> Tensor:
         """Which signs are +1, as bools: the one place that says what a latent of 0 is."""
@@ -114,8 +114,8 @@ class LookupFreeConfig(TokenizerConfig):
         return LookupFreeTokenizer(self)
 
     def image_twin(self) -> None:
-        raise ValueError("the first paper's network with signs for codes has no 2D twin here; give "
-                         "--inflate '', or a causal tokenizer")
+        raise ValueError("the first paper's network with signs for codes has no 2D twin here: train "
+                         "it without --inflate, or take a causal tokenizer")
 
 
 class LookupFreeTokenizer(VideoTokenizer):

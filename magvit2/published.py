@@ -13,6 +13,7 @@ Run:    python -m magvit2.published FILE video in.mp4 out.mp4    through the tok
 """
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from dataclasses import dataclass
@@ -173,21 +174,33 @@ def load(path_or_state: str | Path | dict, kind: str) -> PublishedTokenizer:
     return tokenizer.eval().requires_grad_(False)
 
 
-def main() -> None:
-    if len(sys.argv) != 5:
-        sys.exit(__doc__)
-    file, kind, video_in, video_out = sys.argv[1:5]
+def through(file: str, kind: str, video_in: str, video_out: str) -> None:
+    """A video through a published tokenizer and back, in pieces of 17 frames, each alone (theirs).
+
+    The last piece is cut to 1 + 4k frames, pictures to multiples of 16 pixels.
+    """
     check_output(video_out)
     tokenizer = load(file, kind)
     video = to_float(read_video(video_in)[None])
     H, W = (size // 16 * 16 for size in video.shape[3:])
     made = []
-    for piece in video[..., :H, :W].split(17, dim=2):              # as their script: each alone
+    for piece in video[..., :H, :W].split(17, dim=2):
         piece = piece[:, :, :(piece.shape[2] - 1) // 4 * 4 + 1]
         made.append(tokenizer.decode(tokenizer.encode(piece)).clamp(0, 1))
         print(f"{psnr(frames_of(made[-1]), frames_of(piece)).mean():.2f} dB")
     write_video(video_out, to_frames(torch.cat(made, dim=2)[0]))
     print(f"wrote {video_out}")
+
+
+def main() -> None:
+    if len(sys.argv) != 5:
+        sys.exit(__doc__.split("\n\n")[-1])
+    try:
+        through(*sys.argv[1:])
+    except (ValueError, OSError) as error:
+        sys.exit(f"published.py: {error}")
+    except pickle.UnpicklingError:
+        sys.exit(f"published.py: {sys.argv[1]} holds no checkpoint of plain tensors; not loaded")
 
 
 if __name__ == "__main__":

@@ -204,7 +204,10 @@ def as_inputs(tokenizer: nn.Module, classify: Callable[[Tensor], Tensor], test: 
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__.split("\n\n")[-1])
-    tokenizer = load_run(sys.argv[1], stages=("tokenizer",)).tokenizer
+    try:
+        tokenizer = load_run(sys.argv[1], stages=("tokenizer",)).tokenizer
+    except (ValueError, OSError) as error:
+        sys.exit(f"recognition.py: {error}")
     train, test = (Clips(*all_clips(MovingShapes(split))) for split in ("train", "test"))
     print(as_targets(tokenizer, train, test))
     torch.manual_seed(0)
