@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,16 +26,6 @@ from magvit2.lookup_free import LookupFreeQuantizer
 from tokenizer import Layers, VideoTokenizer
 
 Triple = tuple[int, int, int]
-
-
-class Kinds(NamedTuple):
-    """The layers of which a network is made; published.py has others."""
-
-    conv: Callable[..., nn.Conv3d]
-    norm: Callable[..., nn.Module]
-    adaptive: Callable[..., nn.Module]
-    upsample: Callable[..., nn.Module]
-    down_kernel: Triple
 
 
 @dataclass(frozen=True)
@@ -86,8 +75,10 @@ class CausalConfig:
         return network
 
     @property
-    def kinds(self) -> Kinds:
-        return Kinds(CausalConv, FrameNorm, AdaptiveNorm, Upsample, down_kernel=(4, 4, 4))
+    def kinds(self) -> tuple:
+        """What its networks are made of: convolution, norm, norm that is told the codes,
+        up-sampling; and the kernel of down-sampling. published.py has others."""
+        return CausalConv, FrameNorm, AdaptiveNorm, Upsample, (4, 4, 4)
 
     @property
     def codebook_size(self) -> int:
@@ -211,7 +202,8 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, stride: Triple, config: CausalConfig):
         super().__init__()
         self.stride = stride
-        self.conv = config.kinds.conv(channels, channels * math.prod(stride), config)
+        conv, *_ = config.kinds
+        self.conv = conv(channels, channels * math.prod(stride), config)
 
     def places(self, x: Tensor) -> Tensor:
         a, b, c = self.stride

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from data.clips import check_output, read_video, write_video
 from data.source import to_float
-from magvit2.causal_tokenizer import CausalConfig, CausalConv, CausalTokenizer, Kinds, Upsample
+from magvit2.causal_tokenizer import CausalConfig, CausalConv, CausalTokenizer, Upsample
 from magvit2.lookup_free import LookupFreeQuantizer
 from measure.metrics import frames_of, psnr
 from measure.pictures import to_frames
@@ -81,8 +81,8 @@ class PublishedConfig(CausalConfig):
         return PublishedTokenizer(self)
 
     @property
-    def kinds(self) -> Kinds:
-        return Kinds(ZeroConv, JointNorm, StyleNorm, SecondFrameDropped, down_kernel=(3, 3, 3))
+    def kinds(self) -> tuple:
+        return ZeroConv, JointNorm, StyleNorm, SecondFrameDropped, (3, 3, 3)
 
 
 class PublishedQuantizer(LookupFreeQuantizer):
