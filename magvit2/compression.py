@@ -243,12 +243,12 @@ def main() -> None:
         sys.exit(f"compression.py: {error}")
     video, points = shown[-1][0], [point for _, point in shown]
     curves = {codec: [codec_point(codec, crf, video, lpips) for crf in CRFS] for codec in CODECS}
-    print(f"{len(video)} clips of {'x'.join(map(str, video.shape[2:]))}")
-    print(aligned([("", "bits a pixel", "coded", "PSNR", f"MS-SSIM of {scales_for(video)}", "LPIPS"),
-                   *((point.name, f"{point.bits_per_pixel:.4f}",
-                      f"{point.coded:.4f}" if point.coded else "", f"{point.psnr:.2f}",
-                      f"{point.ms_ssim:.4f}", "" if point.lpips is None else f"{point.lpips:.4f}")
-                     for point in [*points, *sum(curves.values(), [])])]))
+    print(f"{len(video)} clips of {'x'.join(map(str, video.shape[2:]))}; MS-SSIM of "
+          f"{scales_for(video)} scales")
+    print(aligned([("", "bits a pixel", "coded", "PSNR", "MS-SSIM", "LPIPS"), *(
+        (point.name, f"{point.bits_per_pixel:.4f}", f"{point.coded:.4f}" if point.coded else "",
+         f"{point.psnr:.2f}", f"{point.ms_ssim:.4f}", f"{point.lpips:.4f}" if point.lpips else "")
+        for point in [*points, *sum(curves.values(), [])])]))
     if options.out:
         draw(options.out, points, curves)
         print(f"wrote {options.out}")

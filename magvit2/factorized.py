@@ -109,7 +109,7 @@ class FactorizedTransformer(MaskedTransformer):
             self.heads, self.digit_embeddings, self.digit_biases)], dim=2)
 
     def cross_entropy(self, logits: Tensor, tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """-log p(z_i) of each token (B, N): the sum over its digits. logits (B, N, factors, K_f)."""
+        """-log p(z_i) of each token (B, N): a sum over its digits. logits (B, N, factors, K_f)."""
         losses = F.cross_entropy(rearrange(logits.float(), "b n f k -> b k n f"),
                                  self._digits(tokens), reduction="none",
                                  label_smoothing=label_smoothing)

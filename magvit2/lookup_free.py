@@ -114,8 +114,8 @@ class LookupFreeConfig(TokenizerConfig):
         return LookupFreeTokenizer(self)
 
     def image_twin(self) -> None:
-        raise ValueError("the first paper's network with signs for codes has no 2D twin here: train "
-                         "it without --inflate, or take a causal tokenizer")
+        raise ValueError("the first paper's network with signs for codes has no 2D twin: train it "
+                         "without --inflate, or take a causal tokenizer")
 
 
 class LookupFreeTokenizer(VideoTokenizer):

@@ -2,6 +2,8 @@
 
 Paper   MAGVIT-v2, App. A.1 and A.2
 
+Shapes  as in train.py; a batch of stage 1 comes with the number of its step
+
 Read    train, beside the first paper's in train.py; annealed.
 
 Run:    python -m magvit2.train toy-v2                  both stages, pictures, numbers

@@ -148,4 +148,4 @@ def test_a_run_is_put_beside_the_codecs_with_what_its_transformer_saves(tmp_path
     assert float(rows["toy"][3]) < 0.0273 and "AV1 50" in rows
     assert (tmp_path / "curve.png").stat().st_size > 5000
     wrong = python("-m", "magvit2.compression", "nowhere")
-    assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1 and "nowhere" in wrong.stderr
+    assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1

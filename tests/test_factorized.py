@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from commit import commit_loss
 from data.moving_shapes import MovingShapes
-from decode import commit_decode, guided_logits, seeded_noise
+from decode import commit_decode, seeded_noise
 from magvit2.factorized import (FACTORIZED_TRANSFORMERS, FactorizedConfig, FactorizedTransformer,
                                 codes_of, digits_of, power_cosine)
 from magvit2.presets import PRESETS
@@ -178,16 +178,6 @@ def test_the_presets_predict_factors_and_a_checkpoint_says_so():
 # ---------------------------------------------------------------------------------------------
 # Guidance
 
-def test_guidance_is_logits_plus_scale_times_what_the_class_adds(model):
-    inputs, task, label = batch(model)
-    tokens, masked = torch.randint(16, (2, 6)), inputs == model.mask_id
-    unconditional = model(torch.where(masked, model.mask_id, tokens), torch.full_like(task, 8),
-                          torch.full_like(label, model.no_class))
-    plain = model(inputs, task, label)
-    guided = guided_logits(model, inputs, tokens, masked, task, label, 2.5)
-    torch.testing.assert_close(guided, plain + 2.5 * (plain - unconditional), atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("power", [1.0, 3.0])
 def test_the_power_cosine_rises_from_none_to_all_as_mdt_defines_it(power):
     scale = power_cosine(24.0, power)
@@ -199,21 +189,6 @@ def test_the_power_cosine_rises_from_none_to_all_as_mdt_defines_it(power):
         assert math.isclose(ours, unconditional + s * (conditional - unconditional), rel_tol=1e-9)
     with pytest.raises(ValueError, match="wanted above 0"):
         power_cosine(1.0, 0.0)
-
-
-def test_decoding_asks_a_scale_that_changes_at_each_step(model):
-    (_, task, label), asked = batch(model), []
-
-    def scale(progress):
-        asked.append(progress)
-        return 0.0
-
-    condition, is_pad = torch.zeros(2, 6, dtype=torch.long), torch.ones(6, dtype=torch.bool)
-    changing, plain = ([state.tokens for state in commit_decode(
-        model, task, label, condition, is_pad, steps=4, guidance_scale=each,
-        noise=seeded_noise(0))] for each in (scale, 0.0))
-    assert asked == [0.0, 0.25, 0.5, 0.75]
-    assert all(torch.equal(a, b) for a, b in zip(changing, plain))
 
 
 def test_classes_are_dropped_as_often_as_a_run_asks(tmp_path):
