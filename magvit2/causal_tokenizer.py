@@ -23,7 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from magvit2.lookup_free import LookupFreeQuantizer
-from tokenizer import Layers, VideoTokenizer
+from tokenizer import Layers, VideoTokenizer, inflate
 
 Triple = tuple[int, int, int]
 
@@ -58,21 +58,15 @@ class CausalConfig:
         """
         if mode != "last":
             raise ValueError(f"inflation {mode!r}; a causal tokenizer knows 'last' alone")
-        inflated = {}
+        filled = {}
         for name, target in network.state_dict().items():
-            if name not in image_state:
-                raise ValueError(f"{name} is missing in 2D: that network is not its twin")
-            source = image_state[name]
-            source = torch.cat([source] * max(1, len(target) // len(source)))
-            if target.ndim == 5:
-                source = F.pad(source, (0, 0, 0, 0, target.shape[2] - 1, 0))
-            if source.shape != target.shape:
-                raise ValueError(f"{name} is {tuple(target.shape)} in 3D and "
-                                 f"{tuple(image_state[name].shape)} in 2D: give both networks the "
-                                 "same sizes")
-            inflated[name] = source
-        network.load_state_dict(inflated)
-        return network
+            if name in image_state:
+                source = image_state[name]
+                source = torch.cat([source] * max(1, len(target) // len(source)))
+                if source.ndim == target.ndim == 5:
+                    source = F.pad(source, (0, 0, 0, 0, target.shape[2] - source.shape[2], 0))
+                filled[name] = source
+        return inflate(filled, network)             # of equal shapes now: copied, or refused
 
     @property
     def kinds(self) -> tuple:

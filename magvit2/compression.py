@@ -6,8 +6,7 @@ Shapes  clips (B, 3, T, H, W) in [0, 1] -> tokens -> clips; bits = tokens x log2
         the same clips -> x264, x265, AV1, VP9 at several CRF -> packets -> clips; bits = 8 x bytes
         bits / (T H W) against PSNR, MS-SSIM, LPIPS: a point for a tokenizer, a curve for a codec
 
-Read    tokenizer_point, codec_point; coded_bits, what the transformer saves of the tokens' bits;
-        ms_ssim.
+Read    run_point, codec_point; coded_bits, what the transformer saves of the tokens' bits; ms_ssim.
 
 A tokenizer has one rate. Its tokens as they are have log2 K bits each; an arithmetic coder that is
 driven by the masked transformer needs fewer: its cross-entropy, of groups of tokens in a random
@@ -118,15 +117,25 @@ def token_bits(tokens: int, codebook_size: int) -> float:
 
 
 @torch.no_grad()
-def tokenizer_point(name: str, tokenizer: nn.Module, video: Tensor, lpips: LPIPS | None,
-                    model: nn.Module | None = None, label: Tensor | None = None) -> Point:
-    """Clips through a tokenizer and back. model: a masked transformer of its tokens, if any."""
+def run_point(folder: str, videos: str | None, size: int | None, clips: int, lpips: LPIPS | None
+              ) -> tuple[Tensor, Point]:
+    """The clips that a run's tokenizer is shown, and what it makes of them.
+
+    videos: a folder, or None for drawn clips; size in pixels, or None for that of its training.
+    """
+    whole = is_there(Path(folder, "transformer.pt"))
+    run = load_run(folder, stages=("tokenizer", "transformer") if whole else ("tokenizer",))
+    side, frames, tokenizer = size or run.config.resolution, run.config.frames, run.tokenizer
+    source = VideoFolder(videos, (frames, side, side)) if videos else MovingShapes("test", frames)
+    video, label = (each[:clips] for each in all_clips(source))
     parts = [tokenizer.encode(part) for part in video.split(4)]
     decoded = torch.cat([tokenizer.decode(part).clamp(0, 1) for part in parts])
-    tokens = rearrange(torch.cat(parts), "b t h w -> b (t h w)")
-    fits = model is not None and tokens.shape[1] == model.config.num_tokens
-    return quality(name, token_bits(tokens.numel(), tokenizer.codebook_size), video, decoded, lpips,
-                   coded_bits(model, tokens, label) if fits else None)
+    tokens, coded = rearrange(torch.cat(parts), "b t h w -> b (t h w)"), None
+    if whole and tokens.shape[1] == run.transformer.config.num_tokens:
+        known = not videos and run.transformer.no_class == len(source.class_names)
+        coded = coded_bits(run.transformer, tokens, label if known else None)
+    bits = token_bits(tokens.numel(), tokenizer.codebook_size)
+    return video, quality(run.folder.name, bits, video, decoded, lpips, coded)
 
 
 @torch.no_grad()
@@ -196,19 +205,6 @@ def decode(codec: str, packets: list[av.Packet]) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------
 # The table and the picture
-
-def run_point(folder: str, videos: str | None, size: int | None, clips: int, lpips: LPIPS | None
-              ) -> tuple[Tensor, Point]:
-    """The clips that a run's tokenizer is shown, and its point."""
-    whole = is_there(Path(folder, "transformer.pt"))
-    run = load_run(folder, stages=("tokenizer", "transformer") if whole else ("tokenizer",))
-    side, frames = size or run.config.resolution, run.config.frames
-    source = VideoFolder(videos, (frames, side, side)) if videos else MovingShapes("test", frames)
-    video, label = (each[:clips] for each in all_clips(source))
-    known = whole and not videos and run.transformer.no_class == len(source.class_names)
-    return video, tokenizer_point(run.folder.name, run.tokenizer, video, lpips, run.transformer,
-                                  label if known else None)
-
 
 def draw(path: str, tokenizers: list[Point], curves: dict[str, list[Point]]) -> None:
     """PSNR and MS-SSIM against bits a pixel: tokenizers as dots, codecs as lines."""
