@@ -53,11 +53,6 @@ class FactorizedConfig(TransformerConfig):
         """K_f, the digits' base: 2^9 for 2^18 codes and two factors."""
         return round(self.codebook_size ** (1 / self.factors))
 
-    @property
-    def vocabulary_size(self) -> int:
-        """Rows of the table: classes, "no class", prompts, [MASK]; codes have none of their own."""
-        return super().vocabulary_size - self.codebook_size
-
 
 def _like(name: str, **changes) -> FactorizedConfig:
     """A size of the first paper, with factors."""
@@ -74,8 +69,9 @@ class FactorizedTransformer(MaskedTransformer):
     """p(z_i | rho, c, z-bar) as the product of its factors' probabilities, for all i at once."""
 
     def __init__(self, config: FactorizedConfig):
-        super().__init__(config)
-        size = config.hidden_size
+        # Codes have no rows in the table: it has those of classes, "no class", prompts and [MASK].
+        super().__init__(replace(config, codebook_size=0))
+        self.config, size = config, config.hidden_size
         self.digit_embeddings = nn.ModuleList(nn.Embedding(config.factor_size, size)
                                               for _ in range(config.factors))
         # BERT's head for each factor, tied to the factor's own table.
@@ -87,11 +83,6 @@ class FactorizedTransformer(MaskedTransformer):
         for part in (self.digit_embeddings, self.heads):
             for module in part.modules():
                 initialize(module, config.initial_deviation)
-
-    @property
-    def mask_id(self) -> int:
-        """The id that stands for [MASK] in `tokens`: the last, after all codes."""
-        return self.config.codebook_size + self.config.vocabulary_size - 1
 
     def embed(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
         """[rho, c, z-bar] as vectors (B, 2 + N, D): a code's is the sum of its digits'."""
