@@ -9,36 +9,34 @@ Read    ARMS, the rows of the tables; then train_arm, and Laptop, which trains t
 Seed, clips, batches, steps and sizes are equal in all arms of a preset. The run of an arm is
 evaluated as any other (evaluate.py), in its own way; but mt-one-prompt by table_4 alone.
 
-Run:    python -m comparisons.arms                               the arms, and what each differs in
-        python -m comparisons.arms autoregressive RUN bair-B --data DIR    (RUN: the tokenizer's)
+Run:    python -m comparisons.arms autoregressive RUN bair-B --data DIR    (RUN: the tokenizer's)
 """
 from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
 import torch.distributed as dist
 from torch import nn
 
-from commit import MT8
-from comparisons.autoregressive import AutoregressiveConfig, autoregressive_step
-from comparisons.baselines import (PrefixConfig, WindowConfig, align_prefix, given_tokens,
-                                   prefix_step)
+from commit import MT8, TASKS, nothing
+from comparisons.autoregressive import (AutoregressiveConfig, AutoregressiveTransformer,
+                                        autoregressive_decode, autoregressive_step)
+from comparisons.baselines import (PrefixConfig, PrefixTransformer, WindowConfig,
+                                   WindowTransformer, align_prefix, given_tokens, latent_masking,
+                                   prefix_decode, prefix_step)
 from data.clips import DataConfig
 from data.source import ClipSource
-from measure.numbers import aligned
 from steps import transformer_step
-from train import train
-from training.build import differences, from_plain, transformer_config
+from train import make_stage, open_data, parse, run_command, train
 from training.checkpoint import Run, is_there, load_checkpoint, load_network, load_run
-from training.command import parse
-from training.loop import Stage
-from training.processes import Processes, start_processes
-from training.plan import plan
+from training.loop import fit
 from training.presets import PRESETS, TrainConfig
+from training.processes import Processes
+from training.start import transformer_config
 from transformer import TransformerConfig
 
 TOY, STOPPED = Path("assets/toy"), "stopped; the same command goes on from here"
@@ -80,16 +78,24 @@ ARMS = {
 def arm_config(name: str, preset: TrainConfig, tokenizer: nn.Module) -> TrainConfig:
     """A preset's configuration with what an arm has otherwise."""
     arm, config = ARMS[name], replace(preset, **ARMS[name].settings)
-    grid, more, lead = tokenizer.latent_shape(*config.clip_shape), {}, getattr(tokenizer, "lead", 0)
+    more, (t, h, w) = {}, tokenizer.latent_shape(*config.clip_shape)
     if arm.kind is WindowConfig:
-        t, h, w = grid
-        more = dict(grid=grid, windows=((1, h, w), (t, min(4, h // 2), min(4, w // 2))))
+        more = dict(windows=((1, h, w), (t, min(4, h // 2), min(4, w // 2))))
     elif arm.kind is not None:
         more = dict(prefix_length=max(int(given_tokens(
-            task, config.clip_shape, grid, config.condition_frames, lead).sum())
+            tokenizer, task, config.clip_shape, config.condition_frames).sum())
             for task in config.tasks))
     base = transformer_config(config, 0, tokenizer)
-    return replace(config, transformer=(arm.kind or type(base))(**asdict(base) | more))
+    return replace(config, transformer=(arm.kind or type(base))(**vars(base) | more))
+
+
+def way_of(run: Run) -> Callable | None:
+    """How a run decodes where it is not by Algorithm 1: by the kind of its transformer, or, where
+    it was trained without any condition (UNC), by latent masking."""
+    ways = {PrefixTransformer: prefix_decode, WindowTransformer: latent_masking,
+            AutoregressiveTransformer: autoregressive_decode}
+    unconditional = all(TASKS[task].region is nothing for task in run.config.tasks)
+    return ways.get(type(run.transformer), latent_masking if unconditional else None)
 
 
 def train_arm(name: str, preset: TrainConfig, data: DataConfig | ClipSource, run: str | Path,
@@ -111,27 +117,16 @@ def train_arm(name: str, preset: TrainConfig, data: DataConfig | ClipSource, run
         dist.barrier()                               # the others read what the first has copied
     network = load_network(load_checkpoint(run / "tokenizer.pt"))
     config = arm_config(name, preset, network)
-    state = load_checkpoint(run / "transformer.pt") if is_there(run / "transformer.pt") else {}
-    if state.get("finished"):
-        other = differences(from_plain(state["config"]["train"]), config)
-        if other:
-            raise ValueError(f"{run} was trained with another {', '.join(other)}; give another "
-                             "--out, or the same settings")
-        return load_run(run, processes.device)
-
-    def prepare(stage: Stage) -> None:
-        stage.step, batch_of = arm.step, stage.batch_of
-        if arm.prompt:
-            stage.batch_of = lambda step: batch_of(step)._replace(task=arm.prompt)
-        if arm.kind in (PrefixConfig, AutoregressiveConfig) and (
-                len(set(config.tasks)) == 1 and not config.init):
-            align_prefix(stage.trainee.networks["transformer"], given_tokens(
-                config.tasks[0], config.clip_shape, network.latent_shape(*config.clip_shape),
-                config.condition_frames, getattr(network, "lead", 0)))
-
-    finished = train(config, data, run, stage="transformer", prepare=prepare, draw=False,
-                     processes=processes)
-    return load_run(run, processes.device) if finished else None
+    source, data = open_data(config, data, run, ["transformer"], processes)
+    stage = make_stage("transformer", config, data, source, run, processes)
+    stage.step, batch_of = arm.step, stage.batch_of
+    if arm.prompt:
+        stage.batch_of = lambda step: batch_of(step)._replace(task=arm.prompt)
+    if arm.kind in (PrefixConfig, AutoregressiveConfig) and (
+            len(set(config.tasks)) == 1 and not config.init):
+        align_prefix(stage.networks["transformer"], given_tokens(
+            network, config.tasks[0], config.clip_shape, config.condition_frames))
+    return load_run(run, processes.device) if fit(stage, config, run, processes) else None
 
 
 @dataclass(frozen=True)
@@ -160,25 +155,19 @@ class Laptop:
 
 
 def main() -> None:
-    if len(sys.argv) < 3:
-        print(aligned([("arm", "tasks"), *((f"{name}: {arm.title}", len(set(arm.settings["tasks"])))
-                                            for name, arm in ARMS.items())]))
-        sys.exit(len(sys.argv) > 1)
-    name, tokenizer, *arguments = sys.argv[1:]
-    if name not in ARMS:
-        sys.exit(f"arm {name!r} is unknown; choose from {' '.join(ARMS)}")
-    config, data, options = parse(arguments)
+    if len(sys.argv) < 3 or sys.argv[1] not in ARMS:
+        sys.exit("usage: python -m comparisons.arms ARM RUN PRESET ...; RUN has the tokenizer, and "
+                 f"ARM is one of {', '.join(ARMS)}")
+    name, tokenizer = sys.argv[1:3]
+    config, data, options = parse(arguments=sys.argv[3:])
+    options.out = options.out or f"runs/{options.preset}-{name}"
     if options.dry_run:
-        print(plan(options.preset, replace(config, **ARMS[name].settings)))
-        return
-    try:
-        train_arm(name, config, data, options.out or f"runs/{options.preset}-{name}", tokenizer,
-                  start_processes())
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        sys.exit(f"arms.py: {error}")
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        config = replace(config, **ARMS[name].settings)
+
+    def train_one(config, data, run, *, processes, **others) -> bool:
+        return train_arm(name, config, data, run, tokenizer, processes) is not None
+
+    run_command(config, data, options, train=train_one)
 
 
 if __name__ == "__main__":

@@ -11,29 +11,29 @@ The network is the masked one, of equal size, with attention that looks back onl
 a prefix, as in the official code; the id of [MASK] starts the sequence. The official model is
 pre-LN, has a table of its own for the output, no biases in attention, and a padding mask
 (inputs > 0) that also hides code 0, which we take for a mistake.
-
-Run:    python -m comparisons.autoregressive     with and without keeping keys and values: seconds
 """
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from commit import token_cross_entropy, task_index
+from commit import task_index
 from comparisons.baselines import PrefixConfig, PrefixTransformer
-from decode import DecodeState, gumbel_noise
+from decode import DecodeState, Noise, gumbel_noise
 from steps import Recipe, TokenBatch, Trainee, autocast, average_gradients
-from training.build import TRANSFORMER_TYPES
 from transformer import Attention, Block
 
 
 @dataclass(frozen=True)
 class AutoregressiveConfig(PrefixConfig):
     """Sizes as of a PrefixTransformer. A type of its own, so that none is taken for the other."""
+
+    def build(self) -> AutoregressiveTransformer:
+        return AutoregressiveTransformer(self)
 
 
 class Memory:
@@ -61,13 +61,13 @@ class CausalAttention(Attention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if self.memory is not None:
-            if key.device.type == "cpu":        # causal attention is in float32: converted once
-                query, key, value = query.float(), key.float(), value.float()
             first, (key, value) = self.memory.length == 0, self.memory.extend(key, value)
             if not first and query.shape[2] > 1:
                 raise ValueError(f"{query.shape[2]} tokens at once behind others; give one")
         # One query sees all keys there are: no mask, and no work for what was read before.
-        return super().attend(query, key, value, causal=query.shape[2] > 1)
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout,
+                                              is_causal=query.shape[2] > 1)
 
 
 class CausalBlock(Block):
@@ -98,19 +98,16 @@ class AutoregressiveTransformer(PrefixTransformer):
         return self.predict(x[:, -1])
 
 
-TRANSFORMER_TYPES[AutoregressiveConfig] = AutoregressiveTransformer
-
-
 def autoregressive_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dict[str, Tensor]:
     """Stage 2: one update on -log p(z_i | z_1 .. z_{i-1}), the mean over all N tokens."""
     transformer, optimizer = trainee.networks["transformer"], trainee.optimizers["transformer"]
     sequence = torch.cat([batch.condition_tokens[:, ~batch.is_pad], batch.tokens], dim=1)
-    task = torch.full_like(batch.label, task_index(batch.task, transformer.prompts))
+    task = torch.full_like(batch.label, task_index(batch.task, transformer.config.tasks))
     total = torch.zeros((), device=sequence.device)
     for part in torch.arange(len(sequence), device=sequence.device).chunk(config.accumulate):
         with autocast(config.precision, sequence.device):
             logits = transformer(sequence[part], task[part], batch.label[part])
-        loss = token_cross_entropy(logits, batch.tokens[part], config.label_smoothing).mean()
+        loss = transformer.cross_entropy(logits, batch.tokens[part], config.label_smoothing).mean()
         loss = loss * len(part) / len(sequence)
         loss.backward()
         total = total + loss.detach()
@@ -124,20 +121,13 @@ def autoregressive_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> 
 @torch.no_grad()
 def autoregressive_decode(model: AutoregressiveTransformer, task: Tensor, label: Tensor,
                           condition_tokens: Tensor, is_pad: Tensor, *,
-                          top_k: int = 0, top_p: float = 1.0, cached: bool = True,
-                          generator: torch.Generator | None = None,
-                          noise: Callable[[torch.Size], Tensor] | None = None,
-                          **algorithm_1) -> Iterator[DecodeState]:
+                          noise: Noise | None = None, **algorithm_1) -> Iterator[DecodeState]:
     """One token after the other, in t, h, w raster order; one DecodeState, the last.
 
     Arguments as of commit_decode, for which it can stand in: the keywords of Algorithm 1 alone
-    (steps, schedule, temperature, grid, ...) mean nothing here. Drawn are the top_k surest codes
-    alone (0: all), and of them those that together have probability top_p.
-    cached False computes everything anew for each token: the same tokens, slowly.
+    (steps, schedule, temperature) mean nothing here.
     """
-    if noise is None:
-        def noise(shape: torch.Size) -> Tensor:
-            return gumbel_noise(shape, generator, condition_tokens.device)
+    noise = noise or (lambda shape: gumbel_noise(shape, device=condition_tokens.device))
     (B, N), config = condition_tokens.shape, model.config
     prefix = condition_tokens[:, ~is_pad]
     if prefix.shape[1] > config.prefix_length or algorithm_1.get("guidance_scale"):
@@ -148,12 +138,10 @@ def autoregressive_decode(model: AutoregressiveTransformer, task: Tensor, label:
     read = torch.cat([model.prefix(task, label), padding, prefix, start], dim=1)
     place, chosen = 0, []
     try:
+        for block in model.blocks:
+            block.attention.memory = Memory(config.sequence_length)
         for _ in range(N):
-            if place == 0 or not cached:
-                place = 0
-                for block in model.blocks:
-                    block.attention.memory = Memory(config.sequence_length)
-            logits = likely(model.read(read[:, place:], place).float(), top_k, top_p)
+            logits = model.read(read[:, place:], place).float()
             place = read.shape[1]
             chosen.append((logits + noise(logits.shape)).argmax(-1, keepdim=True))
             read = torch.cat([read, chosen[-1]], dim=1)
@@ -163,36 +151,3 @@ def autoregressive_decode(model: AutoregressiveTransformer, task: Tensor, label:
     tokens = torch.cat(chosen, dim=1)
     decided = torch.full_like(tokens, torch.inf, dtype=torch.float32)
     yield DecodeState(N - 1, tokens, tokens, torch.zeros_like(tokens, dtype=torch.bool), decided)
-
-
-AutoregressiveTransformer.decode = staticmethod(autoregressive_decode)
-
-
-def likely(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """logits (B, K) with -inf for codes outside the top_k, and outside the fewest with top_p."""
-    if top_k:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if top_p < 1:
-        ordered, order = logits.softmax(-1).sort(descending=True)
-        enough = ordered.cumsum(-1) - ordered >= top_p            # without it, there are enough
-        logits = logits.masked_fill(enough.gather(-1, order.argsort(-1)), -torch.inf)
-    return logits
-
-
-def main() -> None:
-    """A toy of 256 tokens with random weights: the same tokens, from one query a step or all."""
-    config = AutoregressiveConfig(num_layers=4, hidden_size=128, num_heads=4, mlp_size=512,
-                                  codebook_size=128, num_tokens=256)
-    torch.manual_seed(0)
-    model = AutoregressiveTransformer(config).eval()
-    zero = torch.zeros(1, 256, dtype=torch.long)
-    for cached, title in ((True, "one query a step"), (False, "all queries anew")):
-        begin = time.perf_counter()
-        (state,) = autoregressive_decode(model, zero[0, :1], zero[0, :1], zero, zero[0] == 0,
-                                         cached=cached, generator=torch.Generator().manual_seed(0))
-        print(f"{title}: {time.perf_counter() - begin:.2f} s, {state.tokens[0, -4:].tolist()}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The models that the paper compares COMMIT with: prefix conditions, and attention in windows.
+"""What the paper compares COMMIT with: latent masking, prefix conditions, attention in windows.
 
 Paper   Sec. 4.5 (Tables 5 and 6); MaskViT (its windows and 18 steps)
 
@@ -6,13 +6,11 @@ Shapes  condition tokens (B, N), is_pad (N,) -> prefix (B, n), the n tokens that
           -> [prompt, class, padding, prefix, z-bar] -> PrefixTransformer -> logits (B, N, K)
         tokens (B, N) of a grid (t, h, w) -> WindowTransformer -> logits (B, N, K)
 
-Read    PrefixModel and prefix_step: how a condition is put before the sequence. Then
-        WindowAttention.
+Read    latent_masking; then PrefixModel and prefix_step: how a condition is put before the
+        sequence; then WindowAttention.
 
-Latent masking needs no model of its own: it is decode.latent_masking, on a model of Eq. (1) alone.
-MaskGIT on 2D tokens is the same, on those of tokenizer.ImageTokenizer.
-
-Run:    python -m comparisons.baselines     how long the sequence becomes with a prefix
+Latent masking needs no model of its own: any that was trained on Eq. (1) alone will do. MaskGIT on
+2D tokens is the same, on those of tokenizer.ImageTokenizer.
 """
 from __future__ import annotations
 
@@ -24,13 +22,50 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from commit import TASKS, is_padding, make_condition, nothing
-from decode import DecodeState, commit_decode, latent_masking
+from commit import tokenize_condition
+from decode import DecodeState, Noise, commit_decode
 from steps import Recipe, TokenBatch, Trainee, transformer_step
-from training.build import TRANSFORMER_TYPES
 from transformer import Attention, Block, MaskedTransformer, TransformerConfig
 
 Grid = tuple[int, int, int]
+
+
+class PartialModel(nn.Module):
+    """A masked transformer that is asked for some of its tokens; the others are known.
+
+    known (B, N); hidden (N,) bool, True where tokens are asked for. To others it is a model of so
+    many tokens.
+    """
+
+    def __init__(self, model: nn.Module, known: Tensor, hidden: Tensor):
+        super().__init__()
+        self.model, self.known, self.hidden = model, known, hidden
+        self.config, self.mask_id, self.no_class = model.config, model.mask_id, model.no_class
+        self.sample = model.sample
+
+    def whole(self, tokens: Tensor) -> Tensor:
+        """Hidden tokens (B, n) in their places among the known ones, (B, N)."""
+        whole = self.known.repeat(len(tokens) // len(self.known), 1)       # twice, when guided
+        whole[:, self.hidden] = tokens
+        return whole
+
+    def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
+        return self.model(self.whole(tokens), task, label)[:, self.hidden]
+
+
+def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition_tokens: Tensor,
+                   is_pad: Tensor, *, noise: Noise | None = None, **decoding
+                   ) -> Iterator[DecodeState]:
+    """Table 5: the condition's tokens are simply unmasked, and never change; the others are
+    decoded, and counted, by Algorithm 1. Arguments of commit_decode, is_pad (N,)."""
+    if not is_pad.any():
+        raise ValueError("every token of a sequence is known; nothing is left to decode")
+    partial, (B, N) = PartialModel(model, condition_tokens, is_pad), condition_tokens.shape
+    drawn = noise and (lambda shape: noise(torch.Size((B, N, *shape[2:])))[:, is_pad])
+    for state in commit_decode(partial, task, label, condition_tokens[:, is_pad], is_pad[is_pad],
+                               noise=drawn, **decoding):
+        yield state._replace(inputs=partial.whole(state.inputs),
+                             tokens=partial.whole(state.tokens))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -42,16 +77,18 @@ class PrefixConfig(TransformerConfig):
 
     prefix_length: int = 0
 
+    def build(self) -> PrefixTransformer:
+        return PrefixTransformer(self)
+
     @property
     def sequence_length(self) -> int:
         return super().sequence_length + self.prefix_length
 
 
-def given_tokens(task: str, shape: Grid, grid: Grid, frames: int = 1, lead: int = 0) -> Tensor:
-    """(N,) bool, True where a task of clips (T, H, W), with so many frames given, gives a token of
-    the grid (t, h, w); lead as in is_padding."""
-    valid = make_condition(torch.zeros(1, 3, *shape), task, frames)[1]
-    return ~is_padding(valid, grid, lead).flatten()
+def given_tokens(tokenizer: nn.Module, task: str, shape: Grid, frames: int = 1) -> Tensor:
+    """(N,) bool, True where a task on clips (T, H, W), with so many frames given, gives a token."""
+    video = torch.zeros(1, 3, *shape, device=next(tokenizer.parameters()).device)
+    return ~tokenize_condition(tokenizer, video, task, frames)[1]
 
 
 class PrefixTransformer(MaskedTransformer):
@@ -72,14 +109,6 @@ class PrefixTransformer(MaskedTransformer):
         tokens = F.pad(tokens, (missing, 0), value=self.mask_id)
         return super().forward(tokens, task, label)[:, -N:]
 
-    @staticmethod
-    def decode(model: nn.Module, task: Tensor, label: Tensor, condition_tokens: Tensor,
-               is_pad: Tensor, **decoding) -> Iterator[DecodeState]:
-        """Algorithm 1 from [MASK] alone; the condition is in front. Arguments of commit_decode."""
-        model = PrefixModel(model, condition_tokens[:, ~is_pad])
-        return commit_decode(model, task, label, condition_tokens, torch.ones_like(is_pad),
-                             **decoding)
-
 
 class PrefixModel(nn.Module):
     """A PrefixTransformer together with the prefixes of a batch: to others a MaskedTransformer."""
@@ -87,10 +116,18 @@ class PrefixModel(nn.Module):
     def __init__(self, model: PrefixTransformer, prefix: Tensor):
         super().__init__()
         self.model, self.prefix = model, prefix                                  # prefix (B, n)
-        self.mask_id, self.prompts = model.mask_id, model.prompts
+        self.config, self.mask_id, self.no_class = model.config, model.mask_id, model.no_class
+        self.sample, self.cross_entropy = model.sample, model.cross_entropy
 
     def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
         return self.model(torch.cat([self.prefix, tokens], dim=1), task, label)
+
+
+def prefix_decode(model: nn.Module, task: Tensor, label: Tensor, condition_tokens: Tensor,
+                  is_pad: Tensor, **decoding) -> Iterator[DecodeState]:
+    """Algorithm 1 from [MASK] alone; the condition is in front. Arguments of commit_decode."""
+    model = PrefixModel(model, condition_tokens[:, ~is_pad])
+    return commit_decode(model, task, label, condition_tokens, torch.ones_like(is_pad), **decoding)
 
 
 def prefix_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dict[str, Tensor]:
@@ -121,14 +158,13 @@ class WindowConfig(TransformerConfig):
     MaskViT's own windows are a frame, and all frames of 4x4 tokens.
     """
 
-    grid: Grid = (16, 4, 4)                            # (t, h, w) of the tokens
     windows: tuple[Grid, Grid] = ((1, 4, 4), (16, 2, 2))
 
-    def __post_init__(self):
-        super().__post_init__()
+    def build(self) -> WindowTransformer:
         for window in self.windows:
-            if any(length % part for length, part in zip(self.grid, window)):
+            if any(length % part for length, part in zip(self.grid, window, strict=True)):
                 raise ValueError(f"windows of {window} do not tile the grid {self.grid}")
+        return WindowTransformer(self)
 
 
 class WindowAttention(Attention):
@@ -164,24 +200,9 @@ class WindowTransformer(MaskedTransformer):
     """MaskViT's network, given its first frames' tokens and never asked for them again."""
 
     block_type = WindowBlock
-    decode = staticmethod(latent_masking)
 
     def __init__(self, config: WindowConfig):
         super().__init__(config)
         for number, block in enumerate(self.blocks):
             block.attention.grid = config.grid
             block.attention.window = config.windows[number % len(config.windows)]
-
-
-TRANSFORMER_TYPES |= {PrefixConfig: PrefixTransformer, WindowConfig: WindowTransformer}
-
-
-def main() -> None:
-    print("of 4 x 16 x 16 tokens, so many are given: the sequence with a prefix, and with COMMIT")
-    for task in (task for task in TASKS if TASKS[task].region is not nothing):
-        count = int(given_tokens(task, (16, 128, 128), (4, 16, 16)).sum())
-        print(f"  {task:4} {count:4}   {2 + count + 1024}   {2 + 1024}")
-
-
-if __name__ == "__main__":
-    main()

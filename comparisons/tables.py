@@ -13,15 +13,19 @@ data, `--runs` prints the same rows with the FVD that evaluate.py measured.
 
 Run:    python -m comparisons.tables 4                  trains, measures, prints; may be stopped
         python -m comparisons.tables 4 --runs A B C     of runs that evaluate.py has measured
+        python -m comparisons.tables evaluate RUN --protocol bair --data DIR
+                                evaluate.py with a run's own way of decoding, and its flags
 """
 from __future__ import annotations
 
 import argparse
 import itertools
 import json
+import math
 import shutil
 import sys
-from dataclasses import asdict, replace
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -29,20 +33,21 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+import evaluate
 from commit import MT8, make_condition
-from comparisons.arms import ARMS, Laptop
-from comparisons.autoregressive import AutoregressiveConfig
-from comparisons.baselines import WindowConfig
+from comparisons.arms import ARMS, Laptop, way_of
+from comparisons.autoregressive import AutoregressiveConfig, autoregressive_decode
+from comparisons.baselines import WindowConfig, latent_masking
 from data.moving_shapes import MovingShapes
 from data.source import load_batch
-from decode import commit_decode, generate, latent_masking
+from decode import commit_decode, generate, seeded_noise
 from measure.metrics import frames_of, psnr
-from measure.numbers import aligned, claim
-from measure.speed import seconds_to_generate
-from tokenizer import TOKENIZERS, ImageTokenizer, VideoTokenizer
-from training.build import build_transformer
+from measure.report import aligned
+from steps import autocast
+from tokenizer import TOKENIZERS
 from training.checkpoint import Run, load_run
-from training.plan import count_step
+from training.kernels import resolve_precision, use
+from training.plan import flop_of_step
 from training.processes import device_of_this_process
 from transformer import TRANSFORMERS, TransformerConfig
 
@@ -71,9 +76,9 @@ def measure(run: Run, task: str, seed: int = 0, **how) -> dict[str, float]:
     shape is given, so will any shape. given: PSNR inside the given region, in dB.
     """
     video, label = held_out()
-    made = generate(run.tokenizer, run.transformer, video, task,
-                    generator=torch.Generator().manual_seed(seed),
-                    **run.how(task) | dict(run.config.decoding) | how)
+    made = generate(run.tokenizer, run.transformer, video, task, noise=seeded_noise(seed),
+                    **run.how(task, decode=way_of(run) or commit_decode) | run.config.decoding
+                    | how)
     valid = make_condition(video, task)[1]
     return dict(right=right(made, video, label, valid, task).float().mean().item(),
                 given=-10 * (made - video).square()[..., valid].mean().log10().item())
@@ -158,7 +163,7 @@ def table_5(laptop: Laptop) -> tuple[list[str], dict]:
         how = dict(decode=with_real_tokens(unc)) if name == "oracle" else {}
         one, every = measure(single, "FP", **how), measure_tasks(multi, **how)["average"]
         length = [run.transformer.config.sequence_length for run in (single, multi)]
-        flop = count_step(multi.config, "transformer", 16)[0] / 1e9
+        flop = 16 * flop_of_step(multi.config, "transformer") / 1e9
         results[name] = dict(FP=one, MT8=every, sequence=length, gflop=flop)
         told = PAPER["5"].get(name, ("", ""))
         rows.append((title, "-".join(map(str, dict.fromkeys(length))), f"{flop:.1f}",
@@ -265,15 +270,17 @@ def table_7(laptop: Laptop, inflated_steps: int = 300) -> tuple[list[str], dict]
                   psnr_of[held] < psnr_of["3D, 4x8x8"])], results
 
 
-def methods(size: str, resolution: int) -> dict[str, tuple[TransformerConfig, int, bool]]:
-    """Fig. 5's and Table 6's: the transformer, the steps, whether on the 2D-VQ's tokens."""
+def methods(size: str, resolution: int) -> dict[str, tuple[TransformerConfig, Callable, int]]:
+    """Fig. 5's and Table 6's: the transformer, how it decodes, and in how many steps."""
     side = resolution // 8
-    base = asdict(TRANSFORMERS[size]) | dict(num_tokens=4 * side * side)
+    base = vars(TRANSFORMERS[size]) | dict(num_tokens=4 * side * side, grid=(4, side, side))
     windows = (1, side, side), (16, min(4, side // 2), min(4, side // 2))
-    return {"MAGVIT": (TransformerConfig(**base), 12, False),
-            "autoregressive": (AutoregressiveConfig(**base), 4 * side * side, False),
-            "MaskViT's windows": (WindowConfig(**base | dict(
-                num_tokens=16 * side * side, grid=(16, side, side), windows=windows)), 18, True)}
+    return {"MAGVIT": (TransformerConfig(**base), commit_decode, 12),
+            "autoregressive": (AutoregressiveConfig(**base), autoregressive_decode,
+                               4 * side * side),
+            "MaskViT's windows": (WindowConfig(**base | dict(           # on the 2D-VQ's tokens
+                num_tokens=16 * side * side, grid=(16, side, side), windows=windows)),
+                latent_masking, 18)}
 
 
 def fig_5(laptop: Laptop | None = None, size: str = "B", resolutions=(32, 64, 128),
@@ -285,16 +292,16 @@ def fig_5(laptop: Laptop | None = None, size: str = "B", resolutions=(32, 64, 12
     rows = [("method", "pixels", "batch", "sequence", "steps", "transformer, s", "decoder, s",
              "frames/s", "transformer, against MAGVIT")]
     for resolution, batch in itertools.product(resolutions, batches):
-        for name, (config, steps, image) in methods(size, resolution).items():
+        for name, (config, decode, steps) in methods(size, resolution).items():
             what = name, resolution, batch, config.sequence_length, steps
             if config.num_tokens > most_tokens:
                 rows.append((*what, *["left out"] * 4))
                 continue
             torch.manual_seed(0)
-            model = build_transformer(config).to(device).eval()
-            tokenizer = (ImageTokenizer if image else VideoTokenizer)(TOKENIZERS[size]).to(device)
-            seconds, decoder = seconds_to_generate(tokenizer, model, tokenizer.latent_shape(
-                16, resolution, resolution), batch, steps=steps)
+            model = use(config.build()).to(device).eval()
+            sizes = TOKENIZERS[size].image_twin() if config.grid[0] == 16 else TOKENIZERS[size]
+            tokenizer = use(sizes.build()).to(device)
+            seconds, decoder = seconds_to_generate(tokenizer, model, batch, decode, steps)
             if name == "MAGVIT":
                 fastest = seconds
             rows.append((*what, *(round(number, 2) for number in (
@@ -303,6 +310,30 @@ def fig_5(laptop: Laptop | None = None, size: str = "B", resolutions=(32, 64, 12
     return [f"16 frames at a time on {where}; networks of size {size}, random weights; left out: "
             f"more than {most_tokens:,} tokens", "", aligned(rows), paper("fig5")], dict(
                 where=where, size=size, rows=[dict(zip(rows[0], row)) for row in rows[1:]])
+
+
+@torch.no_grad()
+def seconds_to_generate(tokenizer: nn.Module, model: nn.Module, batch: int, decode: Callable,
+                        steps: int) -> tuple[float, float]:
+    """Seconds of the transformer and of the tokenizer's decoder, for `batch` videos of the tokens
+    of the model's grid: each the second of two runs."""
+    device, grid = next(model.parameters()).device, model.config.grid
+    tokens = torch.zeros(batch, math.prod(grid), dtype=torch.long, device=device)
+
+    def transformer() -> None:
+        list(decode(model, tokens[:, 0], tokens[:, 0], tokens, tokens[0] == 0, steps=steps,
+                    noise=seeded_noise(0, device)))
+
+    seconds = []
+    with autocast(resolve_precision("auto", device), device):
+        for work in (transformer, lambda: tokenizer.decode(tokens.view(batch, *grid))):
+            for _ in range(2):
+                begin = time.perf_counter()
+                work()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begin)
+    return tuple(seconds)
 
 
 def steps_of(run: Run, decoding: dict) -> int:
@@ -345,21 +376,35 @@ def from_runs(runs: list[str]) -> str:
         "\n*: not comparable with published numbers; evaluate.py says why")
 
 
+def claim(words: str, holds: bool) -> str:
+    """A sentence of the paper, or a control, and whether it came out."""
+    return f"{'holds' if holds else 'DOES NOT HOLD'}: {words}"
+
+
 TABLES = {"4": table_4, "5": table_5, "6": table_6, "7": table_7, "fig5": fig_5}
 
 
+def evaluate_run(arguments: list[str]) -> None:
+    """evaluate.py on a run, which decodes in its own way. arguments: RUN, and evaluate.py's flags."""
+    try:
+        way = way_of(load_run(arguments[0]))
+    except (ValueError, OSError) as error:
+        sys.exit(f"tables.py: {error}")
+    evaluate.main(arguments, decode=way)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["evaluate"] and len(sys.argv) > 2:
+        return evaluate_run(sys.argv[2:])
     parser = argparse.ArgumentParser(description="The paper's comparisons.")
-    parser.add_argument("table", nargs="?", choices=TABLES)
+    parser.add_argument("table", choices=[*TABLES, "evaluate"], help="a table, or evaluate RUN ...")
     parser.add_argument("--runs", nargs="+", help="runs on real data, evaluated by evaluate.py")
     parser.add_argument("--steps", type=int, default=4000, help="of stage 2, for each arm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/comparisons", help="where the arms are")
     options = parser.parse_args()
-    if options.table is None:
-        for name, table in TABLES.items():
-            print(f"{name:5} {table.__doc__.splitlines()[0]}")
-        return
+    if options.table == "evaluate":
+        parser.error("evaluate needs a run")
     try:
         if options.runs:
             print(from_runs(options.runs), paper(options.table), sep="\n\n")
