@@ -9,21 +9,19 @@ Shapes  frames uint8 (H, W, 3), one after another -> encode_long -> tokens (t, h
 
 Read    encode_long, decode_long; encode_file and read_tokens, a file of tokens; outpaint, extend.
 
-Not here: one clip of a run's own size (decode.py); why windows (figures.py).
+Not here: one clip of a run's own size (decode.py).
 
-Run:    python long_video.py                  what tokens of a long video take on disk
-        python long_video.py encode RUN in.mp4 out.tokens
-        python long_video.py decode RUN out.tokens back.mp4 --compare in.mp4
+Run:    python long_video.py encode RUN in.mp4 tokens.npz
+        python long_video.py decode RUN tokens.npz back.mp4
         python long_video.py outpaint RUN in.mp4 wide.gif --right 5 --left 5
         python long_video.py extend RUN in.mp4 long.gif --frames 64
 """
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
+import zipfile
 import zlib
 from functools import partial
 from pathlib import Path
@@ -35,18 +33,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.clips import load_clip, open_stream, write_video
+from data.clips import check_output, load_clip, open_stream, write_video, written_whole
 from data.source import to_float
-from decode import generate
-from measure.metrics import psnr, ssim
-from pictures import to_frames
-from tokenizer import TOKENIZERS, VideoTokenizer
-from training.build import from_plain, without_weights
-from training.checkpoint import Run, load_checkpoint, load_network, load_run, weights_hash
-from training.presets import TrainConfig
+from decode import generate, seeded_noise
+from measure.pictures import to_frames
+from training.checkpoint import load_run, weights_hash
 from training.processes import device_of_this_process
-
-HEADER = 1024                           # bytes: JSON, spaces, and the checksum of the whole file
 
 
 # ---------------------------------------------------------------------------------------------
@@ -112,81 +104,53 @@ def decode_long(tokenizer: nn.Module, tokens: Iterable[Tensor], overlap: int = 0
 
 
 # ---------------------------------------------------------------------------------------------
-# A file of tokens
-
-def pack(tokens: Tensor, bits: int) -> bytes:
-    """int64 tokens in [0, 2^bits) as so many bits each, high ones first; filled to a byte."""
-    places = np.arange(bits - 1, -1, -1)
-    return np.packbits(tokens.flatten().numpy()[:, None] >> places & 1).tobytes()
-
-
-def unpack(data: np.ndarray, bits: int, shape: tuple[int, int, int]) -> Tensor:
-    """The tokens (t, h, w) at the beginning of uint8 data that pack has packed."""
-    size = math.prod(shape)
-    flat = np.unpackbits(data[:math.ceil(size * bits / 8)], count=size * bits).reshape(size, bits)
-    return torch.from_numpy(flat @ (1 << np.arange(bits - 1, -1, -1))).view(*shape)
-
+# A file of tokens: an .npz, whole or absent
 
 def encode_file(tokenizer: nn.Module, frames: Iterable[np.ndarray], path: str | Path, *,
                 rate: float = 8.0, window: int = 16, overlap: int = 0) -> dict:
-    """Write the tokens of frames to path, window by window; returns the header.
-
-    Until everything is written and on disk, the file has another name: path is whole or absent.
-    """
-    bits = (tokenizer.codebook_size - 1).bit_length()
-    header = dict(format="magvit tokens 1", frames=0, rate=rate, windows=0, window=window,
-                  overlap=overlap, bits=bits, tokenizer=weights_hash(tokenizer))
+    """Write the tokens (windows, t, h, w) of frames to path, and what decoding must know of them,
+    which is returned."""
+    facts = dict(frames=0, rate=rate, overlap=overlap, codes=tokenizer.codebook_size,
+                 tokenizer=weights_hash(tokenizer))
 
     def noted() -> Iterator[np.ndarray]:
         for frame in frames:
-            header.update(frames=header["frames"] + 1, height=frame.shape[0], width=frame.shape[1])
+            facts.update(frames=facts["frames"] + 1, height=frame.shape[0], width=frame.shape[1])
             yield frame
 
-    temporary, checksum = Path(f"{path}.writing"), 0
-    with open(temporary, "wb") as file:
-        file.write(bytes(HEADER))
-        for tokens in encode_long(tokenizer, noted(), window, overlap):
-            packed = pack(tokens, bits)
-            checksum = zlib.crc32(packed, checksum)
-            file.write(packed)
-            header.update(windows=header["windows"] + 1, latent=list(tokens.shape))
-        text = json.dumps(header).encode().ljust(HEADER - 4)
-        file.seek(0)
-        file.write(text + zlib.crc32(text, checksum).to_bytes(4, "big"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    return header
+    kind = np.uint16 if tokenizer.codebook_size <= 2**16 else np.int64
+    tokens = np.stack([ids.numpy().astype(kind)
+                       for ids in encode_long(tokenizer, noted(), window, overlap)])
+    with written_whole(Path(path)) as temporary:
+        np.savez_compressed(temporary, tokens=tokens, **facts)
+    return facts | dict(tokens=tokens)
 
 
-def read_tokens(path: str | Path, tokenizer: nn.Module) -> tuple[dict, Iterator[Tensor]]:
-    """The header of a file of tokens, and the tokens (t, h, w) of its windows, read as they are
-    asked for. ValueError, in one line, where the file is cut or damaged, or another tokenizer's."""
+def read_tokens(path: str | Path, tokenizer: nn.Module) -> dict:
+    """The same, from a file. ValueError, in one line, where it is cut or damaged, or another
+    tokenizer's."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}; make one with: python long_video.py encode")
-    data = np.fromfile(path, np.uint8, HEADER)
-    text, stored = data[:-4].tobytes(), data[-4:].tobytes()
-    if not text.startswith(b'{"format": "magvit tokens 1"'):
-        raise ValueError(f"{path} is no file of tokens, or its first bytes are damaged")
-    data = np.memmap(path, np.uint8, "r")
-    if zlib.crc32(text, zlib.crc32(data[HEADER:])).to_bytes(4, "big") != stored:
-        raise ValueError(f"{path} is cut or damaged: its checksum does not match")
-    header, ours = json.loads(text), weights_hash(tokenizer)
-    if header["tokenizer"] != ours:
-        raise ValueError(f"{path} is of another tokenizer (hash {header['tokenizer'][:8]}, this "
-                         f"one's is {ours[:8]}): give the run that encoded it")
-    return header, (unpack(data[start:], header["bits"], header["latent"]) for start in range(
-        HEADER, len(data), (len(data) - HEADER) // header["windows"]))
+    try:
+        with np.load(path) as arrays:                # checks a checksum of each array
+            facts = {name: arrays[name] if name == "tokens" else arrays[name].item()
+                     for name in arrays.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no file of tokens, or is cut or damaged ({error})") from None
+    ours = weights_hash(tokenizer)
+    if facts.get("tokenizer") != ours:
+        raise ValueError(f"{path} is of another tokenizer (hash {facts.get('tokenizer', '')[:8]}, "
+                         f"this one's is {ours[:8]}): give the run that encoded it")
+    return facts
 
 
-def size_in_words(header: dict) -> str:
-    """Frames, tokens, bits per pixel and compression against 8-bit RGB, the header not counted."""
-    pixels = header["frames"] * header["height"] * header["width"]
-    tokens = header["windows"] * math.prod(header["latent"])
-    bits = tokens * header["bits"]
-    return (f"{header['frames']:,} frames of {header['height']}x{header['width']}, {tokens:,} "
-            f"tokens of {header['bits']} bits: {bits / pixels:.4f} bits per pixel, "
-            f"{24 * pixels / bits:.1f} times smaller")
+def size_in_words(facts: dict) -> str:
+    """Frames, tokens, bits per pixel and compression against 8-bit RGB, all tokens alike."""
+    pixels, each = facts["frames"] * facts["height"] * facts["width"], math.log2(facts["codes"])
+    bits = facts["tokens"].size * each
+    return (f"{facts['frames']:,} frames of {facts['height']}x{facts['width']}, "
+            f"{facts['tokens'].size:,} tokens of {each:.0f} bits: {bits / pixels:.4f} bits per "
+            f"pixel, {24 * pixels / bits:.1f} times smaller")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -229,17 +193,17 @@ def extend(generate: Callable[..., Tensor], video: Tensor, frames: int, length: 
     return video[:, :, :frames]
 
 
-def generate_with(run: Run, seed: int = 0) -> Callable[..., Tensor]:
-    """decode.generate with a run's networks and settings: what outpaint and extend repeat."""
-    noise = torch.Generator(next(run.transformer.parameters()).device).manual_seed(seed)
-    return partial(generate, run.tokenizer, run.transformer, generator=noise, **run.config.decoding)
-
-
 def do_video(options: argparse.Namespace, device: torch.device) -> None:
     """outpaint and extend, on a clip of the run's size."""
+    check_output(options.out)
     run = load_run(options.run, device)
     clip = load_clip(options.video, run.config.clip_shape, options.start, run.config.stride)
-    clip, do = clip.to(device), generate_with(run, options.seed)
+    clip, noise = clip.to(device), seeded_noise(options.seed, device)
+
+    def do(video: Tensor, task: str, **more) -> Tensor:
+        return generate(run.tokenizer, run.transformer, video, task, noise=noise,
+                        **run.how(task), **run.config.decoding, **more)
+
     if options.command == "extend":
         out = extend(do, clip, options.frames, run.config.frames, options.condition_frames)
     else:
@@ -250,54 +214,34 @@ def do_video(options: argparse.Namespace, device: torch.device) -> None:
 
 
 def do_file(options: argparse.Namespace, device: torch.device) -> None:
-    """encode and decode, frame by frame."""
-    state = load_checkpoint(Path(options.run) / "tokenizer.pt")
-    tokenizer, values = load_network(state, device), []
+    """encode and decode, window by window."""
+    run = load_run(options.run, device, stages=("tokenizer",))
     if options.command == "encode":
+        check_output(options.out, (".npz",))
         rate, frames = open_stream(options.video, options.start)
-        header = encode_file(tokenizer, tqdm(frames, "encoding", unit=" frames", mininterval=1.0),
-                             options.out, rate=rate, overlap=options.overlap,
-                             window=from_plain(state["config"]["train"], TrainConfig).frames)
+        facts = encode_file(run.tokenizer, tqdm(frames, "encoding", unit=" frames",
+                                                mininterval=1.0),
+                            options.out, rate=rate, overlap=options.overlap,
+                            window=run.config.frames)
     else:
-        header, tokens = read_tokens(options.video, tokenizer)
-        frames = decode_long(tokenizer, tokens, header["overlap"],
-                             (header["height"], header["width"]), header["frames"])
-        frames = tqdm(frames, "decoding", header["frames"], unit=" frames", mininterval=1.0)
-        if options.compare:
-            frames = compared(frames, open_stream(options.compare, options.start)[1], values)
-        write_video(options.out, frames, header["rate"])
-    print(f"wrote {options.out}: {size_in_words(header)}")
-    if values:
-        print("{:.2f} dB PSNR, {:.4f} SSIM, {} frames".format(*np.mean(values, 0), len(values)))
-
-
-def compared(frames: Iterable[np.ndarray], real: Iterator[np.ndarray], values: list) -> Iterator:
-    """The frames as they come, all of them; PSNR and SSIM against the real ones go into values."""
-    for frame in frames:
-        if (other := next(real, None)) is not None:
-            pair = [to_float(each[None, None])[:, :, 0] for each in (frame, other)]
-            values.append((psnr(*pair).item(), ssim(*pair).item()))
-        yield frame
-
-
-def print_sizes() -> None:
-    print("4,096 frames of 240x432, in windows of 16 without overlap")
-    for name, config in TOKENIZERS.items():
-        latent = without_weights(lambda: VideoTokenizer(config)).latent_shape(16, 240, 432)
-        bits = (config.codebook_size - 1).bit_length()
-        print(f"{name:7}", size_in_words(dict(frames=4096, height=240, width=432, windows=256,
-                                              latent=latent, bits=bits)))
+        check_output(options.out)
+        facts = read_tokens(options.video, run.tokenizer)
+        windows = (torch.from_numpy(ids.astype(np.int64)) for ids in facts["tokens"])
+        frames = decode_long(run.tokenizer, windows, facts["overlap"],
+                             (facts["height"], facts["width"]), facts["frames"])
+        write_video(options.out, tqdm(frames, "decoding", facts["frames"], unit=" frames",
+                                      mininterval=1.0), facts["rate"])
+    print(f"wrote {options.out}: {size_in_words(facts)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Videos of any length and width.")
-    parser.add_argument("command", nargs="?", choices=["encode", "decode", "outpaint", "extend"])
-    parser.add_argument("run", nargs="?", default="assets/toy", help="folder of a run")
-    parser.add_argument("video", nargs="?", help="video file, or for decode the file of tokens")
-    parser.add_argument("out", nargs="?", default="out.gif")
+    parser.add_argument("command", choices=["encode", "decode", "outpaint", "extend"])
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("video", help="video file, or for decode the file of tokens")
+    parser.add_argument("out", help="video file, or for encode the file of tokens, .npz")
     parser.add_argument("--start", type=int, default=0, help="first frame taken from the video")
     parser.add_argument("--overlap", type=int, default=0, help="encode: frames that windows share")
-    parser.add_argument("--compare", help="decode: the video that was encoded, for PSNR and SSIM")
     parser.add_argument("--right", type=int, default=0, help="outpaint: strips; down in OPH")
     parser.add_argument("--left", type=int, default=0, help="outpaint: strips; up in OPH")
     parser.add_argument("--task", default="OPV", choices=["OPV", "OPH"], help="outpaint")
@@ -305,14 +249,14 @@ def main() -> None:
     parser.add_argument("--condition-frames", type=int, default=1, help="extend: given each time")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.command is None:
-        return print_sizes()
-    if options.video is None:
-        parser.error(f"{options.command} needs a run and a file")
+    for name, least in dict(start=0, right=0, left=0, frames=1, condition_frames=1).items():
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}; wanted at least "
+                         f"{least}")
     work = do_file if options.command in ("encode", "decode") else do_video
     try:
         work(options, device_of_this_process())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"long_video.py: {error}")
 
 
