@@ -37,7 +37,7 @@ from data.clips import check_output, load_clip, open_stream, write_video, writte
 from data.source import to_float
 from decode import generate, seeded_noise
 from measure.pictures import to_frames
-from training.checkpoint import load_run, weights_hash
+from training.checkpoint import Run, load_run, weights_hash
 from training.processes import device_of_this_process
 
 
@@ -193,17 +193,23 @@ def extend(generate: Callable[..., Tensor], video: Tensor, frames: int, length: 
     return video[:, :, :frames]
 
 
-def do_video(options: argparse.Namespace, device: torch.device) -> None:
-    """outpaint and extend, on a clip of the run's size."""
-    check_output(options.out)
-    run = load_run(options.run, device)
-    clip = load_clip(options.video, run.config.clip_shape, options.start, run.config.stride)
-    clip, noise = clip.to(device), seeded_noise(options.seed, device)
+def generate_with(run: Run, seed: int = 0) -> Callable[..., Tensor]:
+    """decode.generate with a run's networks and settings: what outpaint and extend repeat."""
+    noise = seeded_noise(seed, next(run.transformer.parameters()).device)
 
     def do(video: Tensor, task: str, **more) -> Tensor:
         return generate(run.tokenizer, run.transformer, video, task, noise=noise,
                         **run.how(task), **run.config.decoding, **more)
 
+    return do
+
+
+def do_video(options: argparse.Namespace, device: torch.device) -> None:
+    """outpaint and extend, on a clip of the run's size."""
+    check_output(options.out)
+    run = load_run(options.run, device)
+    clip = load_clip(options.video, run.config.clip_shape, options.start, run.config.stride)
+    clip, do = clip.to(device), generate_with(run, options.seed)
     if options.command == "extend":
         out = extend(do, clip, options.frames, run.config.frames, options.condition_frames)
     else:

@@ -64,8 +64,11 @@ def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition_toke
     drawn = noise and (lambda shape: noise(torch.Size((B, N, *shape[2:])))[:, is_pad])
     for state in commit_decode(partial, task, label, condition_tokens[:, is_pad], is_pad[is_pad],
                                noise=drawn, **decoding):
-        yield state._replace(inputs=partial.whole(state.inputs),
-                             tokens=partial.whole(state.tokens))
+        unknown = torch.zeros_like(condition_tokens, dtype=torch.bool)
+        confidence = torch.full_like(condition_tokens, torch.inf, dtype=torch.float32)
+        unknown[:, is_pad], confidence[:, is_pad] = state.unknown, state.confidence
+        yield DecodeState(state.step, partial.whole(state.inputs), partial.whole(state.tokens),
+                          unknown, confidence)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,42 +1,43 @@
-"""Every picture of the README and the docs, computed and drawn: the roof of the house.
+"""Every picture of the README and the docs, computed and drawn.
 
 Paper   Fig. 2 (tasks), Fig. 3 (steps), Sec. 3.2 (why not simply unmask), App. Figs. 4-5 and 11-12
 
-Shapes  assets/toy, or a run of yours -> clips, tokens, samples -> pictures.py -> assets/
+Shapes  assets/toy, or a run of yours -> clips, tokens, samples -> measure/pictures.py -> assets/
 
-Read    FIGURES at the end, then the function of the picture you want to change.
+Read    FIGURES at the end, then the function of the picture you want to change; what measures
+        influence and seams is in the last part.
 
-Not here: how to paint (pictures.py); curves of training (tests/ablations.py). Nothing imports this.
+Not here: how to paint (measure/pictures.py); curves of training (benchmarks/ablations.py).
 
-Run:    python figures.py                 all of them but real, panorama and page
-        python figures.py leak steps      some of them
-        python figures.py real RUN        one of a run of yours
+Run:    python -m docs.figures                 all of them but real and panorama
+        python -m docs.figures leak steps      some of them
+        python -m docs.figures real RUN        one of a run of yours
 """
 from __future__ import annotations
 
+import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch import Tensor, nn
 
 from commit import (TASKS, commit_mask, cutoff_score, is_padding, make_condition, mask_ratio,
                     num_masked, task_index, tokenize_condition)
+from comparisons.baselines import latent_masking
 from data.moving_shapes import MovingShapes
-from data.source import NO_LABEL, all_clips, to_float
-from decode import commit_decode, generate, latent_masking
-from discriminator import DISCRIMINATORS, Discriminator3d
-from long_video import extend, generate_with, outpaint
-from measure.influence import context_shares, gradient_norms, leaking_shares, seam_errors
+from data.source import all_clips, to_float
+from decode import commit_decode, generate, seeded_noise
+from discriminator import (DISCRIMINATORS, LeCam, discriminator_loss, generator_loss, r1_penalty)
+from long_video import decode_long, encode_long, extend, generate_with, outpaint
 from measure.metrics import frames_of, psnr
-from measure.report import draw_losses, draw_samples, measurable_tasks
-from measure.toy import Judge
-from page.record import page
-from pictures import (DECIDED, GIVEN, MASKED, PADDED, WRONG, canvas, cells, draw_curves,
-                      draw_ids, strip, write_grid)
-from tokenizer import TOKENIZERS, VideoTokenizer
+from measure.pictures import (DECIDED, GIVEN, MASKED, PADDED, WRONG, canvas, cells, draw_curves,
+                              draw_ids, strip, to_frames, write_grid)
+from measure.report import Judge, draw_losses, draw_tasks
+from tokenizer import TOKENIZERS
 from training.checkpoint import load_run
 
 TOY, ASSETS = Path("assets/toy"), Path("assets")
@@ -57,7 +58,7 @@ def tasks(run: Path = TOY, out: Path = ASSETS) -> None:
     latent_shape, shown = (4, 16, 16), [0, 5, 10, 15]
     scores = torch.rand(1, 1024, generator=torch.Generator().manual_seed(0))
     ratio = mask_ratio(torch.tensor([0.4]))
-    cutoff = cutoff_score(scores, ratio)
+    cutoff = cutoff_score(scores, num_masked(ratio, 1024))
     titles = ["video V\n4 of 16 frames", "given pixels (green)\n4 of 16 frames",
               "condition V~\n4 of 16 frames", "ispad (white)\n4 latent frames",
               f"masked sequence, {ratio.item():.0%}\n4 latent frames"]
@@ -81,10 +82,10 @@ def tasks(run: Path = TOY, out: Path = ASSETS) -> None:
 
 
 def schedules(run: Path = TOY, out: Path = ASSETS) -> None:
-    """gamma: the tokens still masked after each step, for App. B.3's three schedules and "log"."""
+    """gamma: the tokens still masked after each step, for App. B.3's three schedules."""
     progress = torch.linspace(0, 1, 13)
     curves = {name: (range(13), num_masked(mask_ratio(progress, name), 1024).tolist())
-              for name in ("exp", "cosine", "uniform", "log")}
+              for name in ("exp", "cosine", "uniform")}
     draw_curves(out / "schedules.png", [("", "step of Algorithm 1",
                                          "tokens still masked, of 1024", curves)], (5.5, 3.2))
 
@@ -125,7 +126,7 @@ def conditions(run: Path = TOY, out: Path = ASSETS) -> None:
     z, shape = tokens[CLIP:CLIP + 1], tokenizer.latent_shape(*video.shape[2:])
     tilde, is_pad = tokenize_condition(tokenizer, video[CLIP:CLIP + 1], "OPC")
     scores = torch.rand(z.shape, generator=torch.Generator().manual_seed(1))
-    cutoff = cutoff_score(scores, torch.tensor([0.8]))
+    cutoff = cutoff_score(scores, num_masked(torch.tensor([0.8]), scores.shape[1]))
     bar = commit_mask(z, tilde, is_pad, scores, cutoff, mask_id=-1)
     given = torch.where(tilde == z, GIVEN, WRONG)                # a condition token, as a colour
     kinds = torch.where(scores > cutoff, DECIDED, torch.where(is_pad, MASKED, given))
@@ -161,8 +162,7 @@ def leak(run: Path = TOY, out: Path = ASSETS, samples: int = 4) -> None:
     for name, decode in (("real tokens", leaked), ("COMMIT", commit_decode)):
         made[name] = torch.cat([generate(
             trained.tokenizer, trained.transformer, video, "FP", decode=decode,
-            generator=torch.Generator().manual_seed(seed), **trained.config.decoding)
-            for seed in range(samples)])
+            noise=seeded_noise(seed), **trained.config.decoding) for seed in range(samples)])
         direction = MovingShapes.recognize(made[name])[1]
         right.append((direction == label.repeat(samples) % 4).float().mean().item())
         print(f"  FP from {name}: the real clip's direction in {right[-1]:.0%} of "
@@ -201,10 +201,10 @@ def steps(run: Path = TOY, out: Path = ASSETS, task: str = "OPD", clip: int = 10
         trained.held_out())
     grid, count = tokenizer.latent_shape(*video.shape[2:]), trained.config.decode_steps
     condition, is_pad = tokenize_condition(tokenizer, video, task)
-    prompt = torch.full((len(video),), task_index(task, model.prompts))
+    prompt = torch.full((len(video),), task_index(task, model.config.tasks))
     sequences = {name: list(decode(
         model, prompt, torch.full_like(prompt, model.no_class), condition, is_pad,
-        generator=torch.Generator().manual_seed(0), **trained.config.decoding))
+        noise=seeded_noise(0), **trained.config.decoding))
         for name, decode in (("COMMIT", commit_decode), ("tokens kept", latent_masking))}
     shown, frames = sorted({round(i * (count - 1) / 4) for i in range(5)}), [2, 6, 10, 14]
     with canvas(out / "steps.png", 5, len(shown), (3.1 * len(shown), 5.2), dpi=75) as axes:
@@ -294,8 +294,7 @@ def samples(run: Path = TOY, out: Path = ASSETS) -> None:
     """The README's hero: ten tasks on a held-out clip."""
     trained = load_run(run)
     video, label = all_clips(trained.held_out())
-    draw_samples(trained, video[CLIP:CLIP + 1], int(label[CLIP]), out / "samples.gif", list(TASKS),
-                 **trained.config.decoding)
+    draw_tasks(trained, video[CLIP:CLIP + 1], label[CLIP:CLIP + 1], out / "samples.gif")
     print(f"  held-out clip {CLIP}: {trained.class_names[label[CLIP]]}")
 
 
@@ -304,8 +303,7 @@ def real(run: Path = Path("runs/clips"), out: Path = ASSETS) -> None:
     trained = load_run(run)
     source = trained.held_out()
     clip, label = source.clip(len(source) // 4, None)
-    draw_samples(trained, to_float(clip[None]), None if label == NO_LABEL else label,
-                 out / "real.gif", measurable_tasks(trained), samples=1, **trained.config.decoding)
+    draw_tasks(trained, to_float(clip[None]), torch.tensor([label]), out / "real.gif", samples=1)
 
 
 def loss(run: Path = TOY, out: Path = ASSETS) -> None:
@@ -319,9 +317,9 @@ def loss(run: Path = TOY, out: Path = ASSETS) -> None:
 def gradients(run: Path = TOY, out: Path = ASSETS) -> None:
     """A table of losses and networks. Green: followed. Hatched: there, but steps.py cuts it."""
     torch.manual_seed(0)
-    tokenizer = VideoTokenizer(replace(TOKENIZERS["toy"], residual_gain=1.0))
+    tokenizer = TOKENIZERS["toy"].build()
     video = F.interpolate(torch.rand(2, 3, 4, 4, 4), (16, 32, 32), mode="trilinear")
-    norms = gradient_norms(tokenizer, Discriminator3d(DISCRIMINATORS["toy"]), video)
+    norms = gradient_norms(tokenizer, DISCRIMINATORS["toy"].build(), video)
     parts = list(next(iter(norms.values())))
     adversary = {"discriminator", "R1", "LeCam"}               # the losses that D is trained on
     with canvas(out / "gradients.png", 1, 1, (6, 3.4), ticks=True) as axes:
@@ -341,20 +339,105 @@ def gradients(run: Path = TOY, out: Path = ASSETS) -> None:
         axis.tick_params(length=0)
 
 
+# ---------------------------------------------------------------------------------------------
+# What is measured for them: who sees what, and who moves whom
+
+def leaking_shares(tokenizer: nn.Module, video: Tensor, other: Tensor
+                   ) -> tuple[list[float], list[float]]:
+    """video, other (1, 3, T, H, W) in [0, 1]. First: of all that moves the latent in the middle,
+    the share at each distance in pixels from the token's own pixels. Second: of the tokens of
+    OPC's region, the share that changes when all pixels outside of it are `other`'s, if they are
+    unmasked as they are, and in COMMIT."""
+    sizes, grid = video.shape[2:], tokenizer.latent_shape(*video.shape[2:])
+    place = [length // 2 for length in grid]
+    pixels = video.clone().requires_grad_()
+    latent = tokenizer.latents(pixels)[(0, slice(None), *place)]
+    influence = sum(torch.autograd.grad(number, pixels, retain_graph=True)[0].abs().sum((0, 1))
+                    for number in latent)                                        # (T, H, W)
+    away = torch.zeros(sizes)
+    for axis, (size, cell, i) in enumerate(zip(sizes, grid, place)):
+        first, last = i * size // cell, (i + 1) * size // cell - 1
+        position = torch.arange(size)
+        steps = torch.maximum(first - position, position - last).clamp(min=0)
+        away = torch.maximum(away, steps.view([-1 if a == axis else 1 for a in range(3)]).float())
+    by_distance = torch.zeros(int(away.max()) + 1).scatter_add_(0, away.flatten().long(),
+                                                                influence.flatten())
+    changed = torch.where(make_condition(video, "OPC")[1], video, other)
+    (before, is_pad), (after, _) = (tokenize_condition(tokenizer, v, "OPC")
+                                    for v in (video, changed))
+    unmasked = [tokenizer.encode(v).flatten(1) for v in (video, changed)]
+    return ((by_distance / by_distance.sum()).tolist(),
+            [(x != y)[:, ~is_pad].float().mean().item() for x, y in (unmasked, (before, after))])
+
+
+def gradient_norms(tokenizer: nn.Module, discriminator: nn.Module, video: Tensor
+                   ) -> dict[str, dict[str, float]]:
+    """How far each loss of stage 1 reaches: the norm of its gradient in each part; 0: none.
+
+    video (B, 3, T, H, W) in [0, 1]. Losses as in steps.tokenizer_pass, before it cuts any.
+    """
+    output, real = tokenizer(video), video.clone().requires_grad_()
+    fake_logits, real_logits = discriminator(output.reconstruction), discriminator(real)
+    losses = {"reconstruction": F.mse_loss(output.reconstruction, video),
+              "codebook": output.codebook_loss, "commitment": output.commitment_loss,
+              "entropy": output.entropy_loss, "generator": generator_loss(fake_logits),
+              "discriminator": discriminator_loss(real_logits, fake_logits),
+              "R1": r1_penalty(real_logits, real),
+              "LeCam": LeCam()(real_logits.mean(), fake_logits.mean())}
+    named = list(tokenizer.named_parameters())
+    parts = {part: [p for name, p in named if name.startswith(part)]
+             for part in ("encoder", "quantizer", "decoder")}
+    parts["discriminator"] = list(discriminator.parameters())
+    return {name: {part: nn.utils.get_total_norm([g for g in torch.autograd.grad(
+        loss, parameters, retain_graph=True, allow_unused=True) if g is not None]).item()
+        for part, parameters in parts.items()} for name, loss in losses.items()}
+
+
+def context_shares(tokenizer: nn.Module, video: Tensor, lengths: tuple[int, ...] = (16, 32, 64),
+                   window: int = 16) -> list[tuple[int, float, float]]:
+    """For each length: the share of the first window's tokens that change when it is encoded as
+    part of so many frames, and its PSNR then. video (1, 3, T, H, W) in [0, 1].
+
+    Group norm spans (T, H, W): each token depends on all frames that pass together, and statistics
+    over more frames than in training are none that the network knows.
+    """
+    rows, real = [], video[:, :, :window]
+    alone = tokenizer.encode(real)
+    for length in lengths:
+        tokens = tokenizer.encode(video[:, :, :length])
+        decoded = tokenizer.decode(tokens)[:, :, :window].clamp(0, 1)
+        changed = (tokens[:, :alone.shape[1]] != alone).float().mean().item()
+        rows.append((length, changed, psnr(frames_of(decoded), frames_of(real)).mean().item()))
+    return rows
+
+
+def seam_errors(tokenizer: nn.Module, video: Tensor, overlap: int, window: int = 16) -> Tensor:
+    """How wrong each step from frame to frame is after decoding, (T - 1,): the mean absolute
+    difference of decoded and real steps. video (1, 3, T, H, W) in [0, 1]."""
+    tokens = encode_long(tokenizer, to_frames(video[0]), window, overlap)
+    decoded = decode_long(tokenizer, tokens, overlap, video.shape[3:], video.shape[2])
+    decoded = to_float(np.stack(list(decoded))[None])
+    return (decoded.diff(dim=2) - video.diff(dim=2)).abs().mean(dim=(0, 1, 3, 4))
+
+
 FIGURES = {figure.__name__: figure for figure in (
     tasks, schedules, tokens, conditions, leak, steps, windows, panorama, longer, samples,
-    gradients, loss, real, page)}
+    gradients, loss, real)}
 
 
 def main() -> None:
-    names = [name for name in sys.argv[1:] if name in FIGURES]
-    rest = [name for name in sys.argv[1:] if name not in FIGURES]
-    if rest and not Path(rest[0]).is_dir():
-        sys.exit(f"figures.py: {rest[0]} is no run and no figure; choose from {' '.join(FIGURES)}")
-    for name in names or [name for name in FIGURES if name not in ("real", "panorama", "page")]:
+    parser = argparse.ArgumentParser(prog="python -m docs.figures", description="Draw figures.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join(FIGURES))
+    *names, last = parser.parse_args().names or [""]
+    run = Path(last) if last and last not in FIGURES and Path(last).is_dir() else None
+    names += [last] * (run is None and bool(last))
+    if unknown := [name for name in names if name not in FIGURES]:
+        sys.exit(f"figures.py: {unknown[0]} is no run and no figure; choose from "
+                 + " ".join(FIGURES))
+    for name in names or [name for name in FIGURES if name not in ("real", "panorama")]:
         print(name, flush=True)
         try:
-            FIGURES[name](*(Path(run) for run in rest))
+            FIGURES[name](*([run] if run else []))
         except FileNotFoundError as error:
             sys.exit(f"figures.py: {name}: {error}")
 

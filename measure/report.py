@@ -224,19 +224,27 @@ def draw_run(run: Run, source: ClipSource) -> list[str]:
             for n, (label, real, ours) in enumerate(zip(labels, video, decoded))]
     write_grid(run.folder / "reconstruction.gif", rows, ["real", "decoded"])
 
-    twice, label = video[:1].expand(2, -1, -1, -1, -1), labels[:1].expand(2).to(video.device)
-    grey, rows = 0.5 + 0.5 * video[:1].mean(), []
-    for task, made, condition, valid in do_tasks(run, twice, label, seeded_noise(0, video.device)):
-        given = torch.where(valid, condition, grey).clamp(0, 1)
-        rows.append((f"{task}\n{TASKS[task].title}", [given[0], *made, video[0]]))
     pictures = ["reconstruction.gif"]
-    if rows:
-        write_grid(run.folder / "samples.gif", rows, ["given", "generated", "generated", "real"])
+    if draw_tasks(run, video[:1], labels[:1].to(video.device), run.folder / "samples.gif"):
         pictures.append("samples.gif")
     if (run.folder / "log.jsonl").exists():
         draw_losses(run.folder / "log.jsonl", run.folder / "loss.png")
         pictures.append("loss.png")
     return pictures
+
+
+def draw_tasks(run: Run, video: Tensor, label: Tensor, path: Path, samples: int = 2) -> bool:
+    """A row for each task of the run, of one clip (1, 3, T, H, W): what is given of it, what is
+    generated, the clip. False where there is no task to draw."""
+    several, labels = video.expand(samples, -1, -1, -1, -1), label.expand(samples)
+    grey, rows = 0.5 + 0.5 * video.mean(), []
+    for task, made, condition, valid in do_tasks(run, several, labels,
+                                                 seeded_noise(0, video.device)):
+        given = torch.where(valid, condition, grey).clamp(0, 1)
+        rows.append((f"{task}\n{TASKS[task].title}", [given[0], *made, video[0]]))
+    if rows:
+        write_grid(path, rows, ["given", *["generated"] * samples, "real"])
+    return bool(rows)
 
 
 def draw_losses(log: Path, path: Path) -> None:

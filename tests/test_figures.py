@@ -1,15 +1,14 @@
-"""figures.py: each picture is drawn, and shows what it says."""
-from dataclasses import replace
+"""docs/figures.py: each picture is drawn, and shows what it says."""
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
 
-import figures
-from discriminator import DISCRIMINATORS, Discriminator3d
-from pictures import COLOURS, cells, strip, to_frames, write_grid
-from tokenizer import TOKENIZERS, VideoTokenizer
+from discriminator import DISCRIMINATORS
+from docs import figures
+from measure.pictures import COLOURS, cells, strip, to_frames, write_grid
+from tokenizer import TOKENIZERS
 
 TOY = ROOT / "assets/toy"
 
@@ -21,7 +20,7 @@ def noise():
 
 def test_unmasked_tokens_of_a_region_give_the_rest_away_and_commits_do_not(noise):
     torch.manual_seed(0)
-    tokenizer = VideoTokenizer(replace(TOKENIZERS["toy"], residual_gain=1.0))
+    tokenizer = TOKENIZERS["toy"].build()
     influence, (unmasked, committed) = figures.leaking_shares(tokenizer, *noise)
     assert sum(influence) == pytest.approx(1, abs=1e-5) and 0.5 < 1 - influence[0] < 1
     assert unmasked > 0 and committed == 0
@@ -29,8 +28,8 @@ def test_unmasked_tokens_of_a_region_give_the_rest_away_and_commits_do_not(noise
 
 def test_every_loss_reaches_the_networks_it_is_about_and_no_other(noise):
     torch.manual_seed(0)
-    tokenizer = VideoTokenizer(replace(TOKENIZERS["toy"], residual_gain=1.0))
-    norms = figures.gradient_norms(tokenizer, Discriminator3d(DISCRIMINATORS["toy"]), noise[:, 0])
+    tokenizer = TOKENIZERS["toy"].build()
+    norms = figures.gradient_norms(tokenizer, DISCRIMINATORS["toy"].build(), noise[:, 0])
     reached = {name: {part for part, norm in row.items() if norm} for name, row in norms.items()}
     autoencoder = {"encoder", "decoder"}
     assert reached["reconstruction"] == autoencoder
