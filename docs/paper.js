@@ -477,63 +477,37 @@ function readWeights(text, shapes) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// The worker: computes what the page asks for, one piece at a time, so that it can change its mind
+// The worker of the page: does one piece of work after the other, and says how long each took
 
-/** What comes in: {facts, weights} once; then {wanted}, {run} and {goal}, each in place of the last.
- *    wanted: [{key, video} to encode or {key, tokens} to decode]    -> {key, tokens} or {key, pixels}
- *    run: {id, seeds, task, label, condition, isPad, options}, goal: compute it up to that step
- *                                                    -> {id, sample, state}, a step of commitDecode
- *  Each answer has `work` and `ms`: what was computed, in how many milliseconds.
- */
 function serve() {
-  let tokenizer, transformer, sizes, grid, wanted = [], run = null, goal = 0, waiting = false;
-
-  function next() {
-    const item = wanted.shift();
-    if (item?.tokens) {
-      const {data} = tokenizer.decode(item.tokens, grid);
-      return {work: "decode", key: item.key, pixels: toBytes(data)};
-    }
-    if (item) return {work: "encode", key: item.key, tokens: tokenizer.encode({data: item.video, shape: [3, ...sizes]})};
-    const done = run ? run.done : goal, sample = done % (run?.walks.length || 1);
-    if (run && Math.floor(done / run.walks.length) < goal) {
-      run.done++;
-      return {work: "step", id: run.id, sample, state: run.walks[sample].next().value};
-    }
-  }
-
-  function go() {
-    const start = performance.now(), answer = next();
-    waiting = Boolean(answer);
-    if (!answer) return;
-    postMessage({...answer, ms: performance.now() - start});
-    setTimeout(go);                                         // lets messages in
-  }
-
-  onmessage = ({data: message}) => {
-    if (message.facts) {
-      const weights = readWeights(message.weights, message.facts.weights);
-      tokenizer = new Tokenizer(message.facts.tokenizer, weights);
-      transformer = new Transformer(message.facts.transformer, weights);
-      sizes = message.facts.size;
+  let tokenizer, transformer, sizes, grid, walks;
+  const works = {
+    begin({facts, weights}) {
+      const arrays = readWeights(weights, facts.weights);
+      tokenizer = new Tokenizer(facts.tokenizer, arrays);
+      transformer = new Transformer(facts.transformer, arrays);
+      sizes = facts.size;
       grid = tokenizer.latentShape(sizes);
-    }
-    if (message.wanted) wanted = message.wanted;
-    if ("run" in message) {
-      const {task, label, condition, isPad, options, seeds, id} = message.run;
-      run = {id, done: 0, walks: seeds.map(seed => commitDecode(
-        transformer, task, label, condition, isPad, {...options, noise: seededNoise(seed)}))};
-    }
-    if ("goal" in message) goal = message.goal;
-    if (!waiting) go();
+    },
+    encode: ({video}) => tokenizer.encode({data: video, shape: [3, ...sizes]}),
+    decode: ({tokens}) => toBytes(tokenizer.decode(tokens, grid).data),
+    run({task, label, condition, isPad, options, seeds}) {
+      walks = seeds.map(seed => commitDecode(transformer, task, label, condition, isPad,
+                                             {...options, noise: seededNoise(seed)}));
+    },
+    step: ({sample}) => walks[sample].next().value,
+  };
+  onmessage = ({data}) => {
+    const start = performance.now(), answer = works[data.work](data), {work, key, id, sample} = data;
+    postMessage({work, key, id, sample, answer, ms: performance.now() - start});
   };
 }
 
 /** [3, T, H, W] in [0, 1] -> bytes (T, H, W, 3), clipped and rounded. */
 function toBytes(data) {
-  const size = data.length / 3;
-  return Uint8ClampedArray.from({length: data.length}, (_, i) =>
-    255 * data[i % 3 * size + Math.floor(i / 3)]);
+  const bytes = new Uint8ClampedArray(data.length), size = data.length / 3;
+  data.forEach((value, i) => { bytes[i % size * 3 + Math.floor(i / size)] = 255 * value; });
+  return bytes;
 }
 
 if (typeof document === "undefined" && typeof postMessage === "function") serve();
