@@ -101,40 +101,20 @@ function prepareRun(condition, clipTokens, isPad) {
 const label = () => state.shape * WORLD.directions.length + state.direction;
 const clipKey = () => state.painted ? `painted ${state.version}` :
   ["shape", "direction", "lane", "start", "colour"].map(name => state[name]).join();
-const way = () => [[0, 1], [0, -1], [1, 0], [-1, 0]][state.direction];     // rows, columns
 const heldOut = () => !state.painted && WORLD.kept_back.some(([lane, start, colour]) =>
   lane === state.lane && start === state.start && colour === state.colour);
-const round = (i, size) => (i % size + size) % size;
-
-function drawnClip({shape, direction, lane, start, colour}) {
-  const clip = new Uint8Array(T * H * W * 3).fill(Math.floor(WORLD.ground * 255 + 0.5));
-  const along = 2 * WORLD.cell * start, across = WORLD.cell * lane, [down, right] = way();
-  const [top, left] = direction < 2 ? [across, along] : [along, across];
-  WORLD.masks[shape].forEach((alpha, i) => {
-    for (let frame = 0; frame < T; frame++) for (let c = 0; c < 3; c++) {
-      const y = round(top + Math.floor(i / WORLD.size) + WORLD.speed * frame * down, H);
-      const x = round(left + i % WORLD.size + WORLD.speed * frame * right, W);
-      const value = WORLD.ground + alpha * (WORLD.colours[colour][c] - WORLD.ground);
-      clip[((frame * H + y) * W + x) * 3 + c] = value * 255 + 0.5;
-    }
-  });
-  return clip;
-}
-
-/** Bytes (T, H, W, 3) -> {data, shape: [3, T, H, W]} in [0, 1], and back. */
-const toVideo = clip => ({shape: [3, T, H, W], data: Float64Array.from(clip, (_, i) =>
-  clip[i % (T * H * W) * 3 + Math.floor(i / (T * H * W))] / 255)});
+const ground = () => new Uint8Array(T * H * W * 3).fill(WORLD.ground * 255 + 0.5);
 
 /** Paints a disc of the brush; in the other frames too, further on, where it moves with the clip. */
 function dab(y, x) {
-  state.painted ??= drawnClip(state);
-  const [down, right] = way(), radius = state.size / 2;
+  state.painted ??= drawClip(WORLD, state, FACTS.size);
+  const [down, right] = WAYS[state.direction], radius = state.size / 2;
   for (let frame = 0; frame < T; frame++) {
     if (!state.moving && frame !== state.frame) continue;
     const moved = state.moving ? WORLD.speed * (frame - state.frame) : 0;
     for (let dy = -8; dy <= 8; dy++) for (let dx = -8; dx <= 8; dx++) {
       if ((dy * dy + dx * dx) ** 0.5 > radius - 0.3) continue;
-      const at = (frame * H + round(y + dy + moved * down, H)) * W + round(x + dx + moved * right, W);
+      const at = (frame * H + wrap(y + dy + moved * down, H)) * W + wrap(x + dx + moved * right, W);
       state.painted.set(COLOURS[state.brush].map(value => value * 255 + 0.5), 3 * at);
     }
   }
@@ -143,7 +123,7 @@ function dab(y, x) {
 /** A picture to begin with, in the tour: a yellow ring. */
 function ring() {
   const kept = {brush: state.brush, size: state.size, frame: state.frame, moving: state.moving};
-  Object.assign(state, {painted: new Uint8Array(T * H * W * 3).fill(Math.floor(WORLD.ground * 255 + 0.5)),
+  Object.assign(state, {painted: ground(),
                         brush: 3, size: 3, frame: 0, moving: true});
   for (let angle = 0; angle < 6.3; angle += 0.1)
     dab(Math.round(H / 2 + H / 5 * Math.sin(angle)), Math.round(W / 4 + W / 5 * Math.cos(angle)));
@@ -259,7 +239,7 @@ function repaint(canvas) {
 }
 
 /** The buttons of a grid: look(i) -> [class, text, words]. */
-function drawGrid(id, look) {
+function showGrid(id, look) {
   all(`#${id} button`).forEach((button, i) => {
     const [name, text, words, warmth = 0] = look(i), chosen = state.grid === id && state.token === i;
     button.className = name;
@@ -273,11 +253,11 @@ function drawGrid(id, look) {
 
 const psnr = (a, b) => -10 * Math.log10(a.reduce((sum, x, i) => sum + (x - b[i]) ** 2, 0) / a.length / 255 ** 2);
 
-function drawClip(clip, tokens) {
+function showClip(clip, tokens) {
   const picture = decoded(tokens), token = state.grid === "clip-tokens" ? state.token : null;
   paint($("clip"), clip, {token, cursor: state.cursor});
   paint($("decoded-clip"), picture, {token});
-  drawGrid("clip-tokens", i => ["decided", tokens?.[i] ?? "", `code ${tokens?.[i]}`]);
+  showGrid("clip-tokens", i => ["decided", tokens?.[i] ?? "", `code ${tokens?.[i]}`]);
   const lost = picture ? ` Its tokens keep it at ${psnr(clip, picture).toFixed(0)} dB (25 is good here).` : "";
   $("clip-words").textContent = (state.painted ?
     "Painted by hand. The network knows one small world: four shapes in three colours, gliding over a dark ground. "
@@ -286,15 +266,15 @@ function drawClip(clip, tokens) {
     : "The network was trained on this clip, among others.") + lost;
 }
 
-function drawCondition(clip, made, isPad, condition, clipTokens) {
+function showCondition(clip, made, isPad, condition, clipTokens) {
   paint($("given"), clip, {valid: made.valid, cursor: state.cursor});
   paint($("condition"), made.bytes);
   paint($("made").firstChild.firstChild, clip, {valid: made.valid});
   paint($("made").lastChild.firstChild, clip);
   paint($("decoded-condition"), decoded(condition));
   const alike = i => condition && clipTokens && condition[i] === clipTokens[i];
-  drawGrid("is-pad", i => [isPad[i] ? "masked" : "given", "", isPad[i] ? "only padding" : "something is given"]);
-  drawGrid("condition-tokens", i => [isPad[i] ? "padding" : alike(i) ? "given" : "wrong", condition?.[i] ?? "",
+  showGrid("is-pad", i => [isPad[i] ? "masked" : "given", "", isPad[i] ? "only padding" : "something is given"]);
+  showGrid("condition-tokens", i => [isPad[i] ? "padding" : alike(i) ? "given" : "wrong", condition?.[i] ?? "",
     `code ${condition?.[i]}, ${isPad[i] ? "of padding alone" : alike(i) ? "the clip's own" : "not the clip's"}`]);
   const given = isPad.filter(pad => !pad).length, right = isPad.filter((pad, i) => !pad && alike(i)).length;
   const {file, line} = LINES[state.task];
@@ -305,14 +285,14 @@ function drawCondition(clip, made, isPad, condition, clipTokens) {
     + ` <a href="../${file}#L${line}">${file}, line ${line}</a>`;
 }
 
-function drawRun(cells) {
+function showRun(cells) {
   const [touched] = lineInWords(state.line, cells), dim = c => touched(c) ? "" : " untouched";
   const scores = cells.flatMap(c => c.score ?? []), low = Math.min(...scores), span = Math.max(...scores) - low || 1;
-  drawGrid("inputs", i => [cells[i].kind + dim(cells[i]), cells[i].input ?? "",
+  showGrid("inputs", i => [cells[i].kind + dim(cells[i]), cells[i].input ?? "",
     cells[i].input === null ? "[MASK]" : `${cells[i].input}, ${cells[i].kind}`]);
-  drawGrid("tokens", i => [(cells[i].token === undefined ? "empty" : cells[i].before ? "drawn" :
+  showGrid("tokens", i => [(cells[i].token === undefined ? "empty" : cells[i].before ? "drawn" :
     cells[i].known ? "given" : "decided") + dim(cells[i]), cells[i].token ?? "", `${cells[i].token ?? "not drawn yet"}`]);
-  drawGrid("scores", i => {
+  showGrid("scores", i => {
     const {score, after, before, token} = cells[i];
     if (token === undefined) return ["empty" + dim(cells[i]), "", "no score yet"];
     return score === null ? ["settled" + dim(cells[i]), "∞", "decided before"]
@@ -338,11 +318,11 @@ function drawRun(cells) {
   const seconds = times.step * run.states.length * (state.goal - done()) / 1000;
   $("count").textContent = (state.step ? `${many(before)} predicted, ${before - after} decided, ${after} still unknown` :
     "Nothing is computed yet.") + (running && seconds > 3 ? `; about ${Math.ceil(seconds)} seconds left` : "");
-  drawSamples(running);
+  showSamples(running);
 }
 
 /** Decoded samples; while steps are computed only the one in front, where decoding is quick. */
-function drawSamples(running) {
+function showSamples(running) {
   all("#made .sample canvas").forEach((canvas, sample) => {
     const made = run.states[sample]?.[state.step - 1], tokens = made?.tokens;
     const later = running && (run.states.length > 1 || times.decode > 700);
@@ -354,7 +334,7 @@ function drawSamples(running) {
 }
 
 /** The chosen token: what it is, and what moves when it is another code. */
-function drawToken(tokens, cells) {
+function showToken(tokens, cells) {
   const i = state.token, own = {"clip-tokens": tokens, "tokens": run.states[state.sample][state.step - 1]?.tokens}[state.grid];
   $("token").hidden = i === null || !own;
   if ($("token").hidden) return;
@@ -395,7 +375,7 @@ function svg(id, height, inside, words) {
 }
 
 /** The scores of a step from the smallest to the largest: the cut-off is read off at its count. */
-function drawCutoff(cells) {
+function showCutoff(cells) {
   const made = run.states[state.sample][state.step - 1], width = $("cutoff").clientWidth || 500;
   const drawn = cells.map((c, i) => ({...c, i})).filter(c => c.score !== null).sort((a, b) => a.score - b.score);
   if (!drawn.length) return svg("cutoff", 40, "", "The scores of a step, from the least sure to the surest, will stand here.");
@@ -416,7 +396,7 @@ function drawCutoff(cells) {
 }
 
 /** How many tokens are unknown after each step, by each schedule. */
-function drawCurve(isPad) {
+function showCurve(isPad) {
   const width = $("curve").clientWidth || 400, K = state.steps, free = run.known ? isPad.filter(Boolean).length : N;
   const left = (schedule, step) => !step ? free : step === K ? 0 : numMasked(maskRatio(step / K, schedule, N), free);
   const x = step => 34 + (width - 42) * step / K, y = count => 156 - 144 * count / free;
@@ -443,9 +423,9 @@ function drawCurve(isPad) {
 function prepared() {
   const key = `${clipKey()} ${state.task}`;
   if (prepared.key !== key) {
-    const clip = state.painted || drawnClip(state), video = toVideo(clip), made = makeCondition(video, state.task);
+    const clip = state.painted || drawClip(WORLD, state, FACTS.size), video = toVideo(clip, FACTS.size), made = makeCondition(video, state.task);
     const isPad = isPadding(made.valid, FACTS.size, [t, h, w]);
-    Object.assign(prepared, {key, made: {clip, video, isPad, ...made, condition: made.video, video, bytes: toBytes(made.video.data)}});
+    Object.assign(prepared, {key, made: {clip, video, isPad, ...made, condition: made.video, video, bytes: toBytes(made.video)}});
   }
   return prepared.made;
 }
@@ -456,13 +436,13 @@ function draw() {
   const condition = encoded(prepared.key, made.condition), tokens = encoded(clipKey(), made.video);
   prepareRun(condition, tokens, isPad);
   const seen = cells(isPad);
-  drawClip(clip, tokens);
-  drawCondition(clip, made, isPad, condition, tokens);
-  drawRun(seen);
-  drawToken(tokens, seen);
-  drawCutoff(seen);
-  drawCurve(isPad);
-  drawControls();
+  showClip(clip, tokens);
+  showCondition(clip, made, isPad, condition, tokens);
+  showRun(seen);
+  showToken(tokens, seen);
+  showCutoff(seen);
+  showCurve(isPad);
+  showControls();
   occupy();
 }
 
@@ -570,7 +550,7 @@ all("[name=brush]").forEach(input => input.addEventListener("change", () => go({
 $("size").addEventListener("input", ({target}) => go({size: Number(target.value)}));
 $("moving").addEventListener("change", ({target}) => go({moving: target.checked}));
 const redrawn = painted => go({painted, version: state.version + 1, goal: 0, code: null});
-$("empty").addEventListener("click", () => redrawn(new Uint8Array(T * H * W * 3).fill(Math.floor(WORLD.ground * 255 + 0.5))));
+$("empty").addEventListener("click", () => redrawn(ground()));
 $("undo").addEventListener("click", () => redrawn(null));
 for (const canvas of all(".paint")) {
   let painting = false;
@@ -588,7 +568,7 @@ for (const canvas of all(".paint")) {
   canvas.addEventListener("keydown", event => {
     const move = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
     const [y, x] = state.cursor || [H / 2, W / 2];
-    if (move) go({cursor: [round(y + move[0], H), round(x + move[1], W)], playing: false});
+    if (move) go({cursor: [wrap(y + move[0], H), wrap(x + move[1], W)], playing: false});
     else if (event.key === " ") { dab(y, x); redrawn(state.painted); } else return;
     event.preventDefault();
   });
@@ -602,7 +582,7 @@ all(".time").forEach(row => {
   row.querySelector("button").addEventListener("click", () => go({playing: !state.playing}));
   row.querySelector("input").addEventListener("input", ({target}) => { go({frame: target.value - 1, playing: false}); });
 });
-function drawTime() {
+function showTime() {
   all("canvas").forEach(canvas => canvas.shown && repaint(canvas));
   all(".time").forEach(row => {
     row.querySelector("button").textContent = state.playing ? "Pause" : "Play";
@@ -613,7 +593,7 @@ function drawTime() {
 setInterval(() => {
   if (!state.playing || document.hidden) return;
   state.frame = (state.frame + 1) % T;
-  drawTime();
+  showTime();
 }, 160);
 
 /** The address keeps what was chosen, so that it can be sent to somebody. */
@@ -625,7 +605,7 @@ function readAddress() {
   return true;
 }
 
-function drawControls() {
+function showControls() {
   history.replaceState(null, "", "#" + KEPT.map(name => state[name]).join("/"));
   for (const name of [...CLIP, ...RUN]) if (document.activeElement !== $(name)) $(name).value = state[name];
   for (const name of ["task", "brush"]) document.querySelector(`[name=${name}][value="${state[name]}"]`).checked = true;
@@ -637,8 +617,8 @@ function drawControls() {
     figure.hidden = sample >= state.samples;
     figure.querySelector("b").textContent = state.samples > 1 ? `Sample ${sample + 1}` : "Decoded";
   });
-  drawTime();
-  drawTour();
+  showTime();
+  showTour();
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -677,7 +657,7 @@ function goTour(tour) {
   $(part).scrollIntoView({behavior: STILL ? "auto" : "smooth"});
 }
 
-function drawTour() {
+function showTour() {
   $("tour").hidden = state.tour === null;
   if (state.tour === null) return;
   const [title, , , words] = TOUR[state.tour];

@@ -477,6 +477,42 @@ function readWeights(text, shapes) {
 }
 
 // ---------------------------------------------------------------------------------------------
+// The clips: data/moving_shapes.py. A clip is bytes (T, H, W, 3), as it is looked at.
+
+const WAYS = [[0, 1], [0, -1], [1, 0], [-1, 0]];                  // right, left, down, up
+const wrap = (i, size) => (i % size + size) % size;
+
+/** A coloured shape that moves over a dark ground and comes in again on the other side. */
+function drawClip(world, {shape, direction, lane, start, colour}, [T, H, W]) {
+  const clip = new Uint8Array(T * H * W * 3).fill(world.ground * 255 + 0.5);
+  const along = 2 * world.cell * start, across = world.cell * lane, [down, right] = WAYS[direction];
+  const [top, left] = direction < 2 ? [across, along] : [along, across];
+  for (let frame = 0; frame < T; frame++) world.masks[shape].forEach((alpha, i) => {
+    const y = wrap(top + Math.floor(i / world.size) + world.speed * frame * down, H);
+    const x = wrap(left + i % world.size + world.speed * frame * right, W);
+    world.colours[colour].forEach((value, c) => {
+      const mixed = world.ground + alpha * (value - world.ground);
+      clip[((frame * H + y) * W + x) * 3 + c] = mixed * 255 + 0.5;
+    });
+  });
+  return clip;
+}
+
+/** Bytes (T, H, W, 3) -> {data, shape: [3, T, H, W]} in [0, 1]. */
+function toVideo(clip, sizes) {
+  const size = product(sizes);
+  return {shape: [3, ...sizes], data: Float64Array.from(clip, (_, i) =>
+    clip[i % size * 3 + Math.floor(i / size)] / 255)};
+}
+
+/** The way back, clipped and rounded. */
+function toBytes({data}) {
+  const bytes = new Uint8ClampedArray(data.length), size = data.length / 3;
+  data.forEach((value, i) => { bytes[i % size * 3 + Math.floor(i / size)] = 255 * value; });
+  return bytes;
+}
+
+// ---------------------------------------------------------------------------------------------
 // The worker of the page: does one piece of work after the other, and says how long each took
 
 function serve() {
@@ -490,7 +526,7 @@ function serve() {
       grid = tokenizer.latentShape(sizes);
     },
     encode: ({video}) => tokenizer.encode({data: video, shape: [3, ...sizes]}),
-    decode: ({tokens}) => toBytes(tokenizer.decode(tokens, grid).data),
+    decode: ({tokens}) => toBytes(tokenizer.decode(tokens, grid)),
     run({task, label, condition, isPad, options, seeds}) {
       walks = seeds.map(seed => commitDecode(transformer, task, label, condition, isPad,
                                              {...options, noise: seededNoise(seed)}));
@@ -501,13 +537,6 @@ function serve() {
     const start = performance.now(), answer = works[data.work](data), {work, key, id, sample} = data;
     postMessage({work, key, id, sample, answer, ms: performance.now() - start});
   };
-}
-
-/** [3, T, H, W] in [0, 1] -> bytes (T, H, W, 3), clipped and rounded. */
-function toBytes(data) {
-  const bytes = new Uint8ClampedArray(data.length), size = data.length / 3;
-  data.forEach((value, i) => { bytes[i % size * 3 + Math.floor(i / size)] = 255 * value; });
-  return bytes;
 }
 
 if (typeof document === "undefined" && typeof postMessage === "function") serve();
