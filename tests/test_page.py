@@ -330,6 +330,7 @@ for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
   $("another").click();
   await idle();
   seen.another = heldOut();
+  go({playing: false});
   const before = picture("clip"), {left, top, width} = $("clip").getBoundingClientRect();
   for (const [type, x] of [["pointerdown", 0.2], ["pointermove", 0.5], ["pointerup", 0.5]])
     $("clip").dispatchEvent(new PointerEvent(type, {clientX: left + x * width, clientY: top + 0.5 * width, pointerId: 1}));
@@ -345,6 +346,7 @@ for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
   seen.brush = [state.size, state.moving, state.brush, new Set(state.painted).size];
   $("undo").click();
   await idle();
+  go({cursor: null});
   seen.undone = [state.painted, picture("clip") === before];
 
   seen.tasks = [];                                                                              // conditions
@@ -399,7 +401,7 @@ for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
 
   seen.lines = all("[data-line]").map(button => {                                               // words
     button.click();
-    return [button.dataset.line, button.getAttribute("aria-pressed"), $("said").textContent, $("link").getAttribute("href")];
+    return [button.dataset.line, button.getAttribute("aria-pressed"), $("said").textContent, $("link").firstChild.getAttribute("href")];
   });
   goStep(2);
   document.querySelector('[data-line="case 2"]').click();
@@ -451,7 +453,7 @@ def test_every_control_of_the_page_works_and_nothing_goes_wrong(shipped, run, tm
     assert "held out" in seen["clip"][2] and seen["another"]
     assert seen["painted"][0] and not seen["painted"][2]
     assert seen["key"][0] == [15, 15] and seen["key"][1] > seen["painted"][1]
-    assert seen["brush"] == [5, False, 0, 1] and seen["undone"] == [None, True]
+    assert seen["brush"] == [5, False, "red", 1] and seen["undone"] == [None, True]
 
     video = torch.zeros(1, 3, *run.config.clip_shape)
     pads = {task: tokenize_condition(run.tokenizer, video, task)[1] for task in run.tasks}
