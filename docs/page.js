@@ -263,8 +263,8 @@ function showClip({clip}, tokens) {
   $("clip-words").textContent = (state.painted ? `Painted by hand. The network knows one small world:
     four shapes in three colours, gliding over a dark ground. It takes anything else for the nearest
     thing that it knows.` : heldOut() ? "This clip was held out: the network has never seen it." :
-    "The network was trained on this clip, among others.") + (picture ? ` What its tokens keep is
-    ${(10 * Math.log10(255 ** 2 / error)).toFixed(0)} dB near the clip (25 is good here).` : "");
+    "The network was trained on this clip, among others.") + (picture ? ` Decoded
+    from its tokens it comes back at ${(10 * Math.log10(255 ** 2 / error)).toFixed(0)} dB (25 is good).` : "");
 }
 
 function showCondition({clip, valid, condition: video, isPad}, condition, tokens) {
@@ -317,7 +317,7 @@ function showRun(cells, {clip, valid}) {
   Object.assign($("progress"), {max: state.goal || 1, value: done(), hidden: !running});
   $("back").disabled = state.step === 0;
   $("on").disabled = state.step === state.steps;
-  $("run").textContent = running ? "Pause" : done() === state.steps ? "Run again, other noise" :
+  $("run").textContent = running ? "Pause" : done() === state.steps ? "Run again" :
     done() ? "Go on" : "Run";
   $("count").textContent = (state.step ? `${many(before)} predicted, ${before - after} decided,
     ${after} still unknown` : "Nothing is computed yet.")
@@ -558,16 +558,22 @@ when($("moving"), "change", ({target}) => go({moving: target.checked}));
 when($("empty"), "click", () => repainted(ground()));
 when($("undo"), "click", () => repainted(null));
 for (const canvas of all(".paint")) {
-  let painting = false;
-  const stroke = ({clientX, clientY}) => {
-    if (!painting) return;
+  let last = null;                                     // where the brush is, while it paints
+  const placeOf = ({clientX, clientY}) => {
     const {left, top, width, height} = canvas.getBoundingClientRect();
+    return [Math.floor((clientY - top) * H / height), Math.floor((clientX - left) * W / width)];
+  };
+  const stroke = event => {
+    if (!last) return;
+    const [y, x] = placeOf(event), steps = Math.max(1, Math.abs(y - last[0]), Math.abs(x - last[1]));
     state.playing = false;
-    dab(Math.floor((clientY - top) * H / height), Math.floor((clientX - left) * W / width));
+    for (let i = 1; i <= steps; i++)
+      dab(...[y, x].map((to, axis) => Math.round(last[axis] + (to - last[axis]) * i / steps)));
+    last = [y, x];
     all(".paint").forEach(each => { each.shown.clip = state.painted; repaint(each); });
   };
-  const end = () => { if (painting) repainted(state.painted); painting = false; };
-  when(canvas, "pointerdown", event => { painting = true; stroke(event); });
+  const end = () => { if (last) repainted(state.painted); last = null; };
+  when(canvas, "pointerdown", event => { last = placeOf(event); stroke(event); });
   when(canvas, "pointermove", stroke);
   for (const event of ["pointerup", "pointerleave", "pointercancel"]) when(canvas, event, end);
   when(canvas, "blur", () => go({cursor: null}));
@@ -621,11 +627,12 @@ const TOUR = [
   ["One frame, several futures", "part-run", FUTURES,
    `The same first frame, as a condition of COMMIT: it does not say where the shape will go, and the
     samples go different ways. Try temperature 0, which takes away the noise that decides what is kept,
-    fewer steps, another schedule γ, another seed.`],
+    fewer steps, another schedule γ, another seed. A network as small as this one sometimes forgets the
+    colour, too.`],
   ["Now draw your own", "part-clip", {task: "OPV", goal: STEPS},
    `This ring was painted by hand. Paint on it, or empty the clip; choose what is given; press Run. The
     network knows four shapes in three colours and nothing else, and takes your clip for what it knows.
-    That, too, is worth seeing.`],
+    What it makes of the ring stands below, in part 3.`],
 ];
 
 function goTour(tour) {
