@@ -12,13 +12,14 @@ const [T, H, W] = FACTS.size, TASKS = Object.keys(FACTS.tasks), STEPS = FACTS.de
 const GRID = new Tokenizer(FACTS.tokenizer, {}).latentShape(FACTS.size), [t, h, w] = GRID;
 const N = t * h * w, CODES = FACTS.tokenizer.codebook_size;
 const METHODS = {
-  "COMMIT": "the condition's tokens stand where [MASK] would, and are decided anew like all others.",
+  "COMMIT": "the condition's tokens stand where [MASK] would, and are decided anew like the others.",
   "latent masking": "the condition's tokens count as decided from the start, right or wrong.",
-  "leaked tokens": "where something is given, the whole clip's tokens are unmasked. They know the rest.",
+  "leaked tokens": "where something is given, the whole clip's tokens stand. They know the rest.",
 };
 const SCHEDULES = ["cosine", "uniform", "exp"];
 const PAINTS = {red: WORLD.colours[0], green: WORLD.colours[1], blue: WORLD.colours[2],
-                yellow: [0.95, 0.85, 0.2], white: [0.9, 0.9, 0.9], ground: Array(3).fill(WORLD.ground)};
+                yellow: [0.95, 0.85, 0.2], white: [0.9, 0.9, 0.9],
+                ground: Array(3).fill(WORLD.ground)};
 const STILL = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 const state = {
@@ -105,7 +106,8 @@ function prepareRun(condition, clipTokens, isPad) {
 // The clip: one of the data set's, or painted by hand; bytes (T, H, W, 3)
 
 const label = () => state.shape * WORLD.directions.length + state.direction;
-const clipKey = () => state.painted ? `painted ${state.version}` : CLIP.map(name => state[name]).join();
+const clipKey = () =>
+  state.painted ? `painted ${state.version}` : CLIP.map(name => state[name]).join();
 const heldOut = () => WORLD.kept_back.some(([lane, start, colour]) =>
   lane === state.lane && start === state.start && colour === state.colour);
 const ground = () => new Uint8Array(T * H * W * 3).fill(WORLD.ground * 255 + 0.5);
@@ -137,7 +139,8 @@ function prepared() {
   const key = `${clipKey()} ${state.task}`;
   if (prepared.key !== key) {
     const clip = state.painted || drawClip(WORLD, state, FACTS.size);
-    const video = toVideo(clip, FACTS.size), {video: condition, valid} = makeCondition(video, state.task);
+    const video = toVideo(clip, FACTS.size);
+    const {video: condition, valid} = makeCondition(video, state.task);
     const isPad = isPadding(valid, FACTS.size, GRID);
     Object.assign(prepared, {key, made: {clip, video, condition, valid, isPad}});
   }
@@ -151,7 +154,8 @@ const many = n => `${n} token${n === 1 ? "" : "s"}`;
 const number = x => x.toFixed(Math.abs(x) < 9.95 ? 1 : 0).replace("-", "−");
 const PLACES = Array.from({length: N}, (_, i) =>
   [Math.floor(i / (h * w)), Math.floor(i / w) % h, i % w]);
-const place = i => `latent frame ${PLACES[i][0] + 1}, row ${PLACES[i][1] + 1}, column ${PLACES[i][2] + 1}`;
+const place = i => (([frame, row, column]) =>
+  `latent frame ${frame + 1}, row ${row + 1}, column ${column + 1}`)(PLACES[i]);
 
 /** What the shown step did to each token; before the first step, what it will be given. */
 function cells(isPad) {
@@ -171,7 +175,8 @@ function cells(isPad) {
 
 /** [which cells a line touched, in words]. */
 function lineInWords(line, cells) {
-  const count = test => cells.filter(test).length, cases = [1, 2, 3].map(n => count(c => c.which === n));
+  const count = test => cells.filter(test).length;
+  const cases = [1, 2, 3].map(n => count(c => c.which === n));
   const unknown = count(c => c.before), left = count(c => c.after), known = count(c => c.known);
   const made = shown(), last = state.step === state.steps, kept = unknown - left;
   const every = () => true, is = n => n === 1 ? "is" : "are";
@@ -235,7 +240,8 @@ function repaint(canvas) {
   Object.assign(context, {imageSmoothingEnabled: false, strokeStyle: "#fff", lineWidth: 3});
   context.drawImage(small.canvas, 0, 0, scale * W, scale * H);
   const box = cursor ? [cursor[1], cursor[0], 1, 1] :
-    token !== null && Math.floor(frame * t / T) === at ? [column * W / w, row * H / h, W / w, H / h] : [];
+    token === null || Math.floor(frame * t / T) !== at ? [] :
+    [column * W / w, row * H / h, W / w, H / h];
   if (box.length) context.strokeRect(...box.map(v => v * scale));
 }
 
@@ -264,7 +270,8 @@ function showClip({clip}, tokens) {
     four shapes in three colours, gliding over a dark ground. It takes anything else for the nearest
     thing that it knows.` : heldOut() ? "This clip was held out: the network has never seen it." :
     "The network was trained on this clip, among others.") + (picture ? ` Decoded
-    from its tokens it comes back at ${(10 * Math.log10(255 ** 2 / error)).toFixed(0)} dB (25 is good).` : "");
+    from its tokens it comes back at ${Math.round(10 * Math.log10(255 ** 2 / error))} dB (25 is
+    good).` : "");
 }
 
 function showCondition({clip, valid, condition: video, isPad}, condition, tokens) {
@@ -322,8 +329,8 @@ function showRun(cells, {clip, valid}) {
   $("count").textContent = (state.step ? `${many(before)} predicted, ${before - after} decided,
     ${after} still unknown` : "Nothing is computed yet.")
     + (running && seconds > 3 ? `; about ${Math.ceil(seconds)} seconds left` : "");
-  paint($("made").firstChild.firstChild, clip, {valid});
-  paint($("made").lastChild.firstChild, clip);
+  paint($("made").firstElementChild.firstElementChild, clip, {valid});
+  paint($("made").lastElementChild.firstElementChild, clip);
   showSamples(running);
 }
 
@@ -334,7 +341,7 @@ function showSamples(running) {
     const tokens = run.states[sample]?.[state.step - 1]?.tokens, front = sample === state.sample;
     const picture = later ? answers.get(tokens?.join()) : decoded(tokens);
     const token = state.grid === "tokens" && front ? state.token : null;
-    if (picture || !tokens) paint(figure.firstChild, picture, {token});
+    if (picture || !tokens) paint(figure.firstElementChild, picture, {token});
     figure.hidden = sample >= state.samples;
     figure.setAttribute("aria-pressed", front && state.samples > 1);
     figure.querySelector("b").textContent = state.samples > 1 ? `Sample ${sample + 1}` : "Decoded";
@@ -368,8 +375,8 @@ function showToken(tokens, cells) {
   paint($("moved"), moved, {token: i});
   $("moved-words").textContent = code === own[i] ? "Give it another code and see which pixels move." :
     `${Math.round(100 * sum(inside) / (sum(moved) || 1))} % of what moved lies in the token's own
-    supervoxel (white frame: ${T / t} frames of ${H / h} × ${W / w} pixels), the rest beyond: the decoder
-    mixes neighbours.`;
+    supervoxel (white frame: ${T / t} frames of ${H / h} × ${W / w} pixels), the rest beyond: the
+    decoder mixes neighbours.`;
 }
 
 const text = (x, y, words, look = "") => `<text x="${x}" y="${y}" ${look}>${words}</text>`;
@@ -390,7 +397,8 @@ function showCutoff(cells) {
   drawn.sort((a, b) => a.score - b.score);
   const low = drawn[0].score, span = drawn.at(-1).score - low || 1, {count, cutoff} = made;
   const x = rank => 14 + (width - 28) * (rank + 0.5) / drawn.length, at = x(count - 0.5);
-  const y = score => 140 - 120 * (score - low) / span, dashed = `stroke="var(--ink)" stroke-dasharray="4 3"`;
+  const y = score => 140 - 120 * (score - low) / span;
+  const dashed = `stroke="var(--ink)" stroke-dasharray="4 3"`;
   const dots = drawn.map((c, rank) => dot(x(rank), y(c.score), 4.5, c.after ?
     `fill="var(--cold)" stroke="var(--quiet)"` : `fill="var(--decided)"`) + (c.i !== state.token ? "" :
     dot(x(rank), y(c.score), 8, `fill="none" stroke="var(--ink)" stroke-width="2"`)));
@@ -400,8 +408,9 @@ function showCutoff(cells) {
     rule(0, 148, width, 148) + dots.join("") + text(0, 163, "least sure")
     + text(width, 163, "surest", `text-anchor="end"`) + (count ?
       rule(at, 8, at, 148, dashed) + rule(0, y(cutoff), at, y(cutoff), dashed)
-      + text(4, y(cutoff) - 5, `s* = ${number(cutoff)}`, ink) + text(
-        Math.min(width - 90, Math.max(110, at)), 163, `${count} stay`, `text-anchor="middle" ${ink}`) : ""));
+      + text(4, y(cutoff) - 5, `s* = ${number(cutoff)}`, ink)
+      + text(Math.min(width - 90, Math.max(110, at)), 163, `${count} stay`,
+             `text-anchor="middle" ${ink}`) : ""));
 }
 
 /** How many tokens are unknown after each step, by each schedule. */
@@ -424,7 +433,8 @@ function showCurve(isPad) {
     [0, Math.round(free / 2), free].map(count => rule(34, y(count), width - 8, y(count))
       + text(26, y(count) + 4, count, `text-anchor="end"`)).join("")
     + text(x(0), 174, 0, `text-anchor="middle"`) + text(x(K), 174, K, `text-anchor="middle"`)
-    + curves.join("") + dot(x(state.step), y(left(state.schedule, state.step)), 5, `fill="var(--accent)"`));
+    + curves.join("")
+    + dot(x(state.step), y(left(state.schedule, state.step)), 5, `fill="var(--accent)"`));
   $("curve-words").innerHTML += toLine(state.schedule);
 }
 
@@ -440,7 +450,7 @@ function showTime() {
 function showControls() {
   history.replaceState(null, "", "#" + [...CLIP, ...RUN].map(name => state[name]).join("/"));
   for (const name of [...CLIP, ...RUN, "size"])
-    if ($(name).matches("select, input") && document.activeElement !== $(name)) $(name).value = state[name];
+    if (name !== "task" && document.activeElement !== $(name)) $(name).value = state[name];
   for (const name of ["task", "brush"])
     document.querySelector(`[name=${name}][value="${state[name]}"]`).checked = true;
   $("moving").checked = state.moving;
@@ -474,7 +484,8 @@ function draw() {
 
 const go = change => { Object.assign(state, change); draw(); };
 const anew = change => go({goal: 0, code: null, ...change});         // with nothing computed yet
-const goStep = step => go({step: Math.min(step, done()), code: null, goal: Math.max(state.goal, step)});
+const goStep = step =>
+  go({step: Math.min(step, done()), code: null, goal: Math.max(state.goal, step)});
 
 /** A choice among words, or a number from least to most. */
 function field(name, words, choices, most, step = 1) {
@@ -505,7 +516,8 @@ for (const name of [...CLIP, ...RUN]) when($(name), "change", ({target}) => {
 when($("another"), "click", () => {
   const some = list => Math.floor(Math.random() * list.length);
   const [lane, start, colour] = WORLD.kept_back[some(WORLD.kept_back)];
-  anew({shape: some(WORLD.shapes), direction: some(WORLD.directions), lane, start, colour, painted: null});
+  anew({shape: some(WORLD.shapes), direction: some(WORLD.directions), lane, start, colour,
+        painted: null});
 });
 when($("run"), "click", () =>
   done() < state.goal ? go({goal: done()}) :                                          // pause
@@ -525,7 +537,8 @@ for (const spans of all(".spans")) spans.innerHTML = upTo(t, i =>
   `<span>${i ? "" : "frames "}${i * T / t + 1}–${(i + 1) * T / t}</span>`).join("");
 for (const grid of all(".frames")) {
   grid.innerHTML = boxes(`<button type="button"></button>`);
-  const buttons = [...grid.querySelectorAll("button")], choose = token => go({grid: grid.id, token, code: null});
+  const buttons = [...grid.querySelectorAll("button")];
+  const choose = token => go({grid: grid.id, token, code: null});
   buttons.forEach((button, i) => when(button, "click", () =>
     state.grid === grid.id && state.token === i ? go({grid: null, token: null, code: null}) : choose(i)));
   when(grid, "keydown", event => {
@@ -578,7 +591,8 @@ for (const canvas of all(".paint")) {
   for (const event of ["pointerup", "pointerleave", "pointercancel"]) when(canvas, event, end);
   when(canvas, "blur", () => go({cursor: null}));
   when(canvas, "keydown", event => {
-    const move = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
+    const move = {ArrowLeft: [0, -1], ArrowRight: [0, 1],
+                  ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
     const [y, x] = state.cursor || [H / 2, W / 2];
     if (!move && event.key !== " ") return;
     event.preventDefault();

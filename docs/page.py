@@ -90,8 +90,8 @@ def page(run: str | Path = TOP / "assets/toy") -> str:
               "facts": json.dumps(facts(loaded), separators=(",", ":")).replace("<", "\\u003c"),
               "picture": b64encode(picture).decode(), "weights": b64encode(weights).decode()}
     for name, kind in dict(given=GIVEN, masked=MASKED, decided=DECIDED, wrong=WRONG).items():
-        blanks["css"] = blanks["css"].replace(
-            "{{" + name + "}}", "rgb({}, {}, {})".format(*(255 * COLOURS[kind]).round().int().tolist()))
+        red, green, blue = (255 * COLOURS[kind]).round().int().tolist()
+        blanks[name] = f"rgb({red}, {green}, {blue})"
     text = (DOCS / "page_template.html").read_text()
     for name, filling in blanks.items():
         text = text.replace("{{" + name + "}}", filling)

@@ -44,9 +44,9 @@ const cutoffScore = (scores, count) => [...scores].sort((a, b) => a - b)[count -
 
 /** Algorithm 1: yields what each step did; the last step's tokens are the answer.
  *
- * model.logits(tokens, task, label) -> N x K numbers; noise(count) -> that many Gumbel numbers, asked
- * for twice a step. known, an array of booleans or null: condition tokens that count as decided from
- * the start, which is latent masking, what the paper compares with, and no part of Algorithm 1.
+ * model.logits(tokens, task, label) -> N x K numbers; noise(count) -> that many Gumbel numbers,
+ * asked for twice a step. known, an array of booleans or null: condition tokens that count as
+ * decided from the start, which is latent masking: what the paper compares with.
  */
 function* commitDecode(model, task, label, conditionTokens, isPad,
                        {steps, temperature, schedule, noise, known = null}) {
@@ -56,19 +56,20 @@ function* commitDecode(model, task, label, conditionTokens, isPad,
   const free = scores.filter(s => s <= cutoff).length;            // N, but for latent masking
   for (let t = 0; t < steps; t++) {                                                    // line 2
     const masked = scores.map(s => s <= cutoff);
-    const inputs = commitMask(tokens, conditionTokens, isPad, scores, cutoff, model.maskId); // line 3
+    const inputs = commitMask(tokens, conditionTokens, isPad, scores, cutoff,
+                              model.maskId);                                           // line 3
     const logits = model.logits(inputs, task, label);
     const {sampled, logProbability, likeliest} = sample(logits, noise(N * K), K);
     tokens = tokens.map((z, i) => masked[i] ? sampled[i] : z);                         // line 4
     const fading = temperature * (1 - (t + 1) / steps), ranking = noise(N);
     const confidence = logProbability.map((p, i) => p + fading * ranking[i]);
     scores = scores.map((s, i) => masked[i] ? confidence[i] : s);                      // line 5
-    const count = numMasked(maskRatio((t + 1) / steps, schedule, N), free);
-    cutoff = t + 1 < steps ? cutoffScore(scores, count) : -Infinity;                   // line 6
-    const drawn = scores;
+    const last = t + 1 === steps;                                   // gamma(1) N = 0 stay unknown
+    const count = last ? 0 : numMasked(maskRatio((t + 1) / steps, schedule, N), free);
+    cutoff = last ? -Infinity : cutoffScore(scores, count);                            // line 6
     scores = scores.map(s => s > cutoff ? Infinity : s);                               // line 7
-    yield {step: t + 1, inputs, tokens, masked, confidence: drawn, cutoff, count: t + 1 < steps ? count : 0,
-           unknown: scores.map(s => s <= cutoff), likeliest};
+    yield {inputs, tokens, masked, confidence, cutoff, count, likeliest,
+           unknown: scores.map(s => s <= cutoff)};
   }                                                        // lines 8 and 9: the last tokens
 }
 
@@ -158,8 +159,8 @@ function isPadding(valid, [T, H, W], [t, h, w]) {
   const isPad = Array(t * h * w).fill(true);
   valid.forEach((given, i) => {
     const [frame, y, x] = [Math.floor(i / (H * W)), Math.floor(i / W) % H, i % W];
-    const token = (Math.floor(frame * t / T) * h + Math.floor(y * h / H)) * w + Math.floor(x * w / W);
-    if (given) isPad[token] = false;
+    const [a, b, c] = [frame * t / T, y * h / H, x * w / W].map(Math.floor);
+    if (given) isPad[(a * h + b) * w + c] = false;
   });
   return isPad;
 }
@@ -196,7 +197,7 @@ function padReflect(x, kernel) {
 function conv3d(x, weight, bias) {
   const [outputs, inputs, ...kernel] = weight.shape, [, T, H, W] = x.shape, volume = T * H * W;
   const {data, shape: [, Tp, Hp, Wp]} = padReflect(x, kernel);
-  const taps = [];                        // where each number of a kernel is read, from the pixel on
+  const taps = [];                // where each number of a kernel is read, from the pixel on
   for (let c = 0; c < inputs; c++) for (let a = 0; a < kernel[0]; a++)
     for (let b = 0; b < kernel[1]; b++) for (let d = 0; d < kernel[2]; d++)
       taps.push(((c * Tp + a) * Hp + b) * Wp + d);
@@ -204,14 +205,14 @@ function conv3d(x, weight, bias) {
   const kernels = new Float64Array(4 * count), biases = new Float64Array(4);
   const out = new Float64Array(Math.ceil(outputs / 4) * 4 * volume);
   for (let o = 0; o < outputs; o += 4) {
-    for (let j = 0; j < 4; j++) {                                       // four kernels, side by side
+    for (let j = 0; j < 4; j++) {                                // four kernels, side by side
       const there = o + j < outputs;
       biases[j] = there && bias ? bias.data[o + j] : 0;
       for (let i = 0; i < count; i++)
         kernels[4 * i + j] = there ? weight.data[(o + j) * count + i] : 0;
     }
-    for (let t = 0; t < T; t++) for (let y = 0; y < H; y++) for (let tile = 0; tile < W; tile += 2) {
-      const column = Math.min(tile, W - 2), start = (t * Hp + y) * Wp + column;
+    for (let t = 0; t < T; t++) for (let y = 0; y < H; y++) for (let x = 0; x < W; x += 2) {
+      const column = Math.min(x, W - 2), start = (t * Hp + y) * Wp + column;
       let a0 = biases[0], b0 = biases[1], c0 = biases[2], d0 = biases[3];
       let a1 = a0, b1 = b0, c1 = c0, d1 = d0;
       for (let i = 0, j = 0; i < count; i++, j += 4) {
@@ -271,7 +272,8 @@ function resizeNearest(x, [a, b, d]) {
   const [C, T, H, W] = x.shape, shape = [C, T * a, H * b, W * d];
   const data = new Float64Array(product(shape));
   for (let i = 0; i < data.length; i++) {
-    const column = Math.floor(i % shape[3] / d), row = Math.floor(Math.floor(i / shape[3]) % shape[2] / b);
+    const column = Math.floor(i % shape[3] / d);
+    const row = Math.floor(Math.floor(i / shape[3]) % shape[2] / b);
     const time = Math.floor(Math.floor(i / (shape[2] * shape[3])) / a);
     data[i] = x.data[(time * H + row) * W + column];
   }
@@ -331,7 +333,8 @@ class Tokenizer {
       let best = 0, least = Infinity;
       for (let k = 0; k < this.config.codebook_size; k++) {
         let distance = 0;
-        for (let d = 0; d < D; d++) distance += (data[d * N + i] - this.codebook.data[k * D + d]) ** 2;
+        for (let d = 0; d < D; d++)
+          distance += (data[d * N + i] - this.codebook.data[k * D + d]) ** 2;
         if (distance < least) [best, least] = [k, distance];
       }
       tokens.push(best);
@@ -373,7 +376,8 @@ function linear(x, weight, bias, outputs = weight.shape[0]) {
     let a0 = bias.data[o], b0 = bias.data[o + 1], c0 = bias.data[o + 2], d0 = bias.data[o + 3];
     let a1 = a0, b1 = b0, c1 = c0, d1 = d0;
     for (let i = 0; i < inputs; i++) {
-      const p = x[x0 + i], q = x[x1 + i], a = w[wa + i], b = w[wb + i], c = w[wc + i], d = w[wd + i];
+      const p = x[x0 + i], q = x[x1 + i];
+      const a = w[wa + i], b = w[wb + i], c = w[wc + i], d = w[wd + i];
       a0 += a * p; b0 += b * p; c0 += c * p; d0 += d * p;
       a1 += a * q; b1 += b * q; c1 += c * q; d1 += d * q;
     }
@@ -416,7 +420,8 @@ function attend(queryKeyValue, heads, width) {
     for (let j = 0; j < rows; j++) total += scores[j] = Math.exp(scores[j] - largest);
     for (let j = 0; j < rows; j++) {
       const value = j * 3 * width + 2 * width + head * size, share = scores[j] / total;
-      for (let d = 0; d < size; d++) out[i * width + head * size + d] += share * queryKeyValue[value + d];
+      const to = i * width + head * size;
+      for (let d = 0; d < size; d++) out[to + d] += share * queryKeyValue[value + d];
     }
   }
   return out;
@@ -425,7 +430,7 @@ function attend(queryKeyValue, heads, width) {
 /** p(z_i | [rho, c, z-bar]) for all i at once (Eq. (3)), as logits. config is TransformerConfig. */
 class Transformer {
   constructor(config, weights) {
-    Object.assign(this, {config, weights, codebookSize: config.codebook_size, noClass: config.num_classes});
+    Object.assign(this, {config, weights, codebookSize: config.codebook_size});
     this.maskId = weights["token_embedding.weight"].shape[0] - 1;                // the last id
   }
 
@@ -439,7 +444,8 @@ class Transformer {
 
   /** N tokens (codes or maskId), task by name, label in [0, C], C: no class -> N x K logits. */
   logits(tokens, task, label) {
-    const {config, weights} = this, D = config.hidden_size, plus = (x, y) => x.map((v, i) => v + y[i]);
+    const {config, weights} = this, D = config.hidden_size;
+    const plus = (x, y) => x.map((v, i) => v + y[i]);
     const prompt = config.codebook_size + config.num_classes + 1 + config.tasks.indexOf(task);
     const ids = [prompt, config.codebook_size + label, ...tokens];              // [rho, c, z-bar]
     const words = weights["token_embedding.weight"], places = weights["position_embedding.weight"];
@@ -448,14 +454,15 @@ class Transformer {
     x = this.norm(x, "embedding_norm");
     for (let layer = 0; layer < config.num_layers; layer++) {      // post-LN: x = LN(x + f(x))
       const name = `blocks.${layer}`;
-      const mixed = attend(this.linear(x, `${name}.attention.query_key_value`), config.num_heads, D);
+      const queries = this.linear(x, `${name}.attention.query_key_value`);
+      const mixed = attend(queries, config.num_heads, D);
       x = this.norm(plus(x, this.linear(mixed, `${name}.attention.out`)), `${name}.attention_norm`);
       const hidden = gelu(this.linear(x, `${name}.mlp.0`));
       x = this.norm(plus(x, this.linear(hidden, `${name}.mlp.2`)), `${name}.mlp_norm`);
     }
     x = x.subarray(2 * D);                                         // visual tokens alone
     x = this.norm(gelu(this.linear(x, "head.0")), "head.2");
-    return linear(x, words, weights.head_bias, config.codebook_size);   // tied: the codes' embeddings
+    return linear(x, words, weights.head_bias, config.codebook_size);    // the tied embedding
   }
 }
 
@@ -534,7 +541,7 @@ function serve() {
     step: ({sample}) => walks[sample].next().value,
   };
   onmessage = ({data}) => {
-    const start = performance.now(), answer = works[data.work](data), {work, key, id, sample} = data;
+    const {work, key, id, sample} = data, start = performance.now(), answer = works[work](data);
     postMessage({work, key, id, sample, answer, ms: performance.now() - start});
   };
 }

@@ -102,7 +102,8 @@ def test_a_line_that_moved_away_is_missed(monkeypatch):
 CHECK = """
 function check({facts, weights, clips, runs}) {
   const arrays = readWeights(weights, facts.weights), start = performance.now(), seen = {ms: {}};
-  const tokenizer = new Tokenizer(facts.tokenizer, arrays), grid = tokenizer.latentShape(facts.size);
+  const tokenizer = new Tokenizer(facts.tokenizer, arrays);
+  const grid = tokenizer.latentShape(facts.size);
   const transformer = new Transformer(facts.transformer, arrays), known = new Map();
   const timed = (name, work) => {
     const begin = performance.now(), result = work(), ms = performance.now() - begin;
@@ -294,7 +295,8 @@ def test_in_a_browser_the_networks_and_algorithm_1_give_pytorchs_numbers(shipped
 
 
 WALK = """
-const errors = [], seen = {start: [state.playing, innerWidth]}, rest = ms => new Promise(go => setTimeout(go, ms));
+const errors = [], seen = {start: [state.playing, innerWidth]};
+const rest = ms => new Promise(go => setTimeout(go, ms));
 addEventListener("error", event => errors.push(event.message));
 addEventListener("unhandledrejection", event => errors.push(String(event.reason)));
 const idle = async () => {
@@ -307,7 +309,8 @@ const put = (id, value) => {
   $(id).value = value;
   for (const name of ["input", "change"]) $(id).dispatchEvent(new Event(name, {bubbles: true}));
 };
-const key = (element, key) => element.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+const key = (element, key) =>
+  element.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
 const shorter = 4;
 BASE.steps = state.steps = shorter;
 for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
@@ -318,13 +321,15 @@ for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
   for (const [i] of TOUR.entries()) {
     if (i) $("tour-next").click();
     await idle();
-    seen.tour.push([$("tour-title").textContent, state.step, state.task, state.method, sampleOf(0) !== sampleOf(1)]);
+    seen.tour.push([$("tour-title").textContent, state.step, state.task, state.method,
+                    sampleOf(0) !== sampleOf(1)]);
   }
   seen.unseen = $("clip-words").textContent;
   $("tour-end").click();
   seen.left = $("tour").hidden;
 
-  put("shape", 1); put("direction", 2); put("colour", 1); put("lane", 3); put("start", 1);     // the clip
+  // The clip
+  put("shape", 1); put("direction", 2); put("colour", 1); put("lane", 3); put("start", 1);
   await idle();
   seen.clip = [label(), state.painted, $("clip-words").textContent, clipKey()];
   $("another").click();
@@ -333,7 +338,8 @@ for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
   go({playing: false});
   const before = picture("clip"), {left, top, width} = $("clip").getBoundingClientRect();
   for (const [type, x] of [["pointerdown", 0.2], ["pointermove", 0.5], ["pointerup", 0.5]])
-    $("clip").dispatchEvent(new PointerEvent(type, {clientX: left + x * width, clientY: top + 0.5 * width, pointerId: 1}));
+    $("clip").dispatchEvent(new PointerEvent(type, {
+      clientX: left + x * width, clientY: top + 0.5 * width}));
   await idle();
   seen.painted = [picture("clip") !== before, state.version, state.playing];
   $("given").focus();
@@ -349,16 +355,19 @@ for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
   go({cursor: null});
   seen.undone = [state.painted, picture("clip") === before];
 
-  seen.tasks = [];                                                                              // conditions
+  // Conditions
+  seen.tasks = [];
   for (const input of all("[name=task]")) {
     input.click();
     await idle();
-    seen.tasks.push([state.task, count("is-pad", "given"), $("condition-words").textContent.includes("class is")]);
+    seen.tasks.push([state.task, count("is-pad", "given"),
+                     $("condition-words").textContent.includes("class is")]);
   }
   all("[name=task]")[2].click();
   await idle();
 
-  seen.methods = [];                                                                            // Algorithm 1
+  // Algorithm 1
+  seen.methods = [];
   for (const method of Object.keys(METHODS)) {
     put("method", method);
     $("on").click();
@@ -375,7 +384,8 @@ for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
     await idle();
     seen.schedules.push(run.states[0].map(step => step.unknown.filter(Boolean).length));
   }
-  put("schedule", "cosine"); put("steps", 6); put("temperature", 0); put("seed", 7); put("samples", 3);
+  put("schedule", "cosine"); put("steps", 6); put("temperature", 0);
+  put("seed", 7); put("samples", 3);
   await idle();
   $("run").click();
   while (done() < 2) await rest(20);
@@ -399,9 +409,11 @@ for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
   await idle();
   seen.again = run.states[0].at(-1).tokens.join() === one;
 
-  seen.lines = all("[data-line]").map(button => {                                               // words
+  // Words
+  seen.lines = all("[data-line]").map(button => {
     button.click();
-    return [button.dataset.line, button.getAttribute("aria-pressed"), $("said").textContent, $("link").firstChild.getAttribute("href")];
+    return [button.dataset.line, button.getAttribute("aria-pressed"), $("said").textContent,
+            $("link").firstChild.getAttribute("href")];
   });
   goStep(2);
   document.querySelector('[data-line="case 2"]').click();
@@ -420,14 +432,16 @@ for (const [, , change] of TOUR) if (change.goal) change.goal = shorter;
   cells[5 + w].click();
   seen.closed = $("token").hidden;
 
-  document.querySelector(".time input").value = 9;                                              // time
+  // Time
+  document.querySelector(".time input").value = 9;
   document.querySelector(".time input").dispatchEvent(new Event("input"));
   seen.frame = [state.frame, state.playing];
   document.querySelector(".play").click();
   await rest(500);
   seen.play = [state.playing, state.frame !== 8];
-  seen.nameless = all("button, input, select, canvas, svg").filter(each => !each.closest("[hidden]") &&
-    !(each.textContent.trim() || each.labels?.length || each.getAttribute("aria-label"))).map(each => each.outerHTML);
+  seen.nameless = all("button, input, select, canvas, svg").filter(each =>
+    !each.closest("[hidden]") && !each.textContent.trim() && !each.labels?.length &&
+    !each.getAttribute("aria-label")).map(each => each.outerHTML);
   seen.tabs = document.querySelectorAll("#inputs [tabindex='0']").length;
   seen.wide = document.documentElement.scrollWidth > innerWidth;
   tell({...seen, errors, times});
@@ -463,8 +477,9 @@ def test_every_control_of_the_page_works_and_nothing_goes_wrong(shipped, run, tm
     assert seen["methods"] == [[method, [given, N - given, 0], True, 4]
                                for method in ("COMMIT", "latent masking", "leaked tokens")]
     progress = torch.arange(1, 5).double() / 4
-    assert seen["schedules"] == [num_masked(mask_ratio(progress, schedule, N), N)[:-1].tolist() + [0]
-                                 for schedule in ("cosine", "uniform", "exp")]
+    counts = {schedule: num_masked(mask_ratio(progress, schedule, N), N)[:-1].tolist() + [0]
+              for schedule in ("cosine", "uniform", "exp")}
+    assert seen["schedules"] == list(counts.values())
     assert seen["paused"] == [True, True, "Go on"] and seen["again"]
     assert seen["back"] == [5, 2, "Step 5 of 6"] and seen["slider"] == [2, [6, 6, 6]]
     assert seen["address"].endswith("/OPC/COMMIT/cosine/6/0/7/3")
