@@ -4,7 +4,7 @@ import torch
 
 from data.moving_shapes import MovingShapes
 from data.source import all_clips
-from measure.toy import Judge
+from measure.report import Judge
 
 
 @pytest.fixture(scope="module")

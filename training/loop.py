@@ -20,7 +20,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import IO, Callable, Iterator
 
 import numpy as np
 import torch
@@ -284,7 +284,8 @@ def locked(run: Path, processes: Processes) -> Iterator[None]:
         yield
 
 
-def take_lock(run: Path, file) -> None:
+def take_lock(run: Path, file: IO) -> None:
+    """Lock an open file of the folder, or ValueError. A disk that cannot lock is warned of."""
     if os.name != "posix":
         return
     import fcntl                                     # which only Unix has

@@ -1,12 +1,12 @@
 """Choices of the paper and of the toy, tried on the toy. Numbers and a curve, never a test.
 
-    python tests/ablations.py inflation [steps]     Table 7's argument; writes assets/inflation.png
-    python tests/ablations.py gan [steps]           what the adversary gives, and what it costs
-    python tests/ablations.py tokenizer [steps]     what lets the toy's stage 1 learn in minutes
-    python tests/ablations.py transformer [steps]   likewise stage 2, on the tokens of assets/toy
-    python tests/ablations.py decoding              steps and temperatures, on assets/toy
-    python tests/ablations.py every_start [steps]   a run for `python figures.py panorama`
-    python tests/ablations.py vocabulary [steps]    MAGVIT-v2's Figure 1; writes assets/vocabulary.*
+    python benchmarks/ablations.py inflation [steps]     Table 7's argument; writes assets/inflation.png
+    python benchmarks/ablations.py gan [steps]           what the adversary gives, and what it costs
+    python benchmarks/ablations.py tokenizer [steps]     what lets the toy's stage 1 learn in minutes
+    python benchmarks/ablations.py transformer [steps]   likewise stage 2, on the tokens of assets/toy
+    python benchmarks/ablations.py decoding              steps and temperatures, on assets/toy
+    python benchmarks/ablations.py every_start [steps]   a run for `python figures.py panorama`
+    python benchmarks/ablations.py vocabulary [steps]    MAGVIT-v2's Figure 1; writes assets/vocabulary.*
 
 Each row trains with the seed, clips and steps of the first and one choice undone. PSNR, codes and
 edges are of held-out clips, except the curve's, which is smoothed training PSNR.
@@ -32,10 +32,13 @@ sys.path.insert(0, str(ROOT))
 from data.clips import DataConfig  # noqa: E402
 from data.moving_shapes import MovingShapes  # noqa: E402
 from data.source import all_clips, load_batch  # noqa: E402
-from decode import generate  # noqa: E402
+from decode import generate, seeded_noise  # noqa: E402
+from magvit2 import train as sequel  # noqa: E402
+from magvit2.lookup_free import LookupFreeConfig  # noqa: E402
+from magvit2.presets import SequelConfig  # noqa: E402
 from measure.metrics import frames_of, psnr  # noqa: E402
 from measure.report import evaluate_reconstruction, measure_classes  # noqa: E402
-from pictures import draw_curves  # noqa: E402
+from measure.pictures import draw_curves  # noqa: E402
 from tokenizer import TOKENIZERS  # noqa: E402
 from train import train  # noqa: E402
 from training.checkpoint import Run, load_checkpoint, load_network, load_run  # noqa: E402
@@ -108,13 +111,11 @@ def sharpness(decoded: Tensor, real: Tensor) -> float:
 
 
 def tokenizer(folder: Path, steps: int) -> None:
-    toy = TOKENIZERS["toy"]
     print(f"{'stage 1 of the toy':38} PSNR   codes in use")
     for name, settings in (
             ("as it is", {}),
-            ("residual branches not from zero", dict(tokenizer=replace(toy, residual_gain=1.0))),
-            ("codes not from latents", dict(tokenizer=replace(toy, latent_gain=1.0),
-                                            codebook_from_data=False)),
+            ("residual branches not from zero", dict(residual_gain=1.0)),
+            ("codes not from latents", dict(latent_gain=1.0, codebook_from_data=False)),
             ("no momentum", dict(tokenizer_beta1=0.0)),
             ("entropy loss x 0.1 instead of 0.0003", dict(entropy_weight=0.1))):
         train_toy(folder / name, "tokenizer", steps, **settings)
@@ -138,14 +139,11 @@ def transformer(folder: Path, steps: int) -> None:
 
 def decoding(folder: Path, steps: int) -> None:
     run = load_run(TOY)
-    print("decoding steps   temperature   order        right shape   right direction, of 1,024")
-    for count, temperature, order in ((12, 4.5, "confidence"), (12, 1.5, "confidence"),
-                                      (16, 1.5, "confidence"), (24, 1.5, "confidence"),
-                                      (16, 0.0, "confidence"), (16, 1.5, "random"),
-                                      (16, 1.5, "halton")):
+    print("decoding steps   temperature   right shape   right direction, of 1,024")
+    for count, temperature in ((12, 4.5), (12, 1.5), (16, 1.5), (24, 1.5), (16, 0.0)):
         numbers = measure_classes(run.tokenizer, run.transformer, 1024, dict(
-            steps=count, temperature=temperature, order=order))
-        print(f"{count:14} {temperature:13}   {order:10} {numbers['right_shape']:13.1%} "
+            steps=count, temperature=temperature))
+        print(f"{count:14} {temperature:13} {numbers['right_shape']:13.1%} "
               f"{numbers['right_direction']:17.1%}", flush=True)
 
 
@@ -190,24 +188,26 @@ class FineShapes(MovingShapes):
 def vocabulary(folder: Path, steps: int) -> None:
     """With more codes both reconstruct better; which one generates better? `steps` of stage 1, three
     times as many of stage 2."""
-    from magvit2.lookup_free import LookupFreeConfig
-
     toy, results = asdict(TOKENIZERS["toy"]), {"VQ": [], "LFQ": []}
     folder = ROOT / "runs/vocabulary"                        # kept: an hour, which can go on
     print("     bits   PSNR   codes used   bits a token   nearest clip: PSNR   right class")
     for bits in (4, 7, 10, 12):
         for name in results:
             sizes = (replace(TOKENIZERS["toy"], codebook_size=2 ** bits) if name == "VQ" else
-                     LookupFreeConfig(**toy | dict(bits=bits, residual_gain=1.0,
-                                                  latent_gain=1.0, entropy_temperature=0.1)))
+                     LookupFreeConfig(**toy | dict(bits=bits, entropy_temperature=0.1)))
             config = replace(
                 PRESETS["toy"], tokenizer=sizes, tokenizer_steps=steps, transformer_steps=3 * steps,
-                token_pool=720, tasks=("CG",), **{} if name == "VQ" else dict(
-                    codebook_from_data=False, reconstruction_weight=5.0, tokenizer_rate=2e-3,
-                    # With less, 4 bits use 3 of their 16 codes; 10 bits use most in any case.
-                    entropy_weight=0.1 if bits < 10 else 0.03, entropy_boost=3.0,
+                token_pool=720, tasks=("CG",))
+            if name == "VQ":
+                train(config, FineShapes(), folder / f"{name}-{bits}", draw=False)
+            else:
+                # With less, 4 bits use 3 of their 16 codes; 10 bits use most in any case.
+                entropy_weight = 0.1 if bits < 10 else 0.03
+                config = SequelConfig(**vars(config) | dict(
+                    residual_gain=1.0, latent_gain=1.0, codebook_from_data=False,
+                    reconstruction_weight=5.0, tokenizer_rate=2e-3, entropy_weight=entropy_weight,
                     entropy_boost_steps=200))
-            train(config, FineShapes(), folder / f"{name}-{bits}", draw=False)
+                sequel.train(config, FineShapes(), folder / f"{name}-{bits}", draw=False)
             run = load_run(folder / f"{name}-{bits}")
             row = evaluate_reconstruction(run.tokenizer, FineShapes("test"), 48)
             lines = (folder / f"{name}-{bits}/log.jsonl").read_text().splitlines()
@@ -236,9 +236,9 @@ def nearest_of_the_world(run: Run, samples: int = 512) -> dict:
     """
     world = [all_clips(FineShapes(split)) for split in ("train", "test")]
     clips, classes = (torch.cat(parts) for parts in zip(*world))
-    labels, generator = torch.arange(samples) % 16, torch.Generator().manual_seed(0)
+    labels, noise = torch.arange(samples) % 16, seeded_noise(0)
     made = torch.cat([generate(run.tokenizer, run.transformer, clips[:64], "CG", part,
-                               generator=generator, **run.config.decoding)
+                               noise=noise, **run.config.decoding)
                       for part in labels.split(64)])
     error = torch.cdist(made.flatten(1), clips.flatten(1)).square() / made[0].numel()
     nearest, which = error.min(1)

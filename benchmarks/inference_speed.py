@@ -1,8 +1,8 @@
 """How fast a clip is tokenized, generated and decoded, beside what the machine can do at most.
 
-    python tests/benchmark.py --inference             B and L, 1 and 4 clips, float32 and bfloat16
-    python tests/benchmark.py --inference B 1         one size, one number of clips
-    python tests/benchmark.py --inference operators   where the time of B goes
+    python benchmarks/benchmark.py --inference             B and L, 1 and 4 clips, float32 and bfloat16
+    python benchmarks/benchmark.py --inference B 1         one size, one number of clips
+    python benchmarks/benchmark.py --inference operators   where the time of B goes
 
 The limit is measured beside each row: one 3x3x3 convolution of 128 channels at 8x64x64 for the
 tokenizer, one product of 2048x2048 matrices for the transformer. FLOP are those of convolutions,
@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from commit import MT8
 from decode import commit_decode, generate
 from steps import autocast
-from tokenizer import TOKENIZERS, VideoTokenizer
-from training.plan import Count
+from tokenizer import TOKENIZERS
+from training.kernels import use
+from training.plan import CountFlop
 from training.processes import device_of_this_process
-from transformer import TRANSFORMERS, MaskedTransformer
+from transformer import TRANSFORMERS
 
 DEVICE = device_of_this_process()
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -57,9 +58,8 @@ def limits(precision: str) -> dict[str, tuple[Callable[[], object], float]]:
 def works(size: str, clips: int) -> dict[str, tuple[Callable[[], object], str]]:
     """What is timed, untrained, on clips of 16x128x128; and whose limit is its."""
     torch.manual_seed(0)
-    tokenizer = VideoTokenizer(TOKENIZERS[size]).to(DEVICE).eval()
-    model = MaskedTransformer(replace(TRANSFORMERS[size], num_classes=101,
-                                      num_tasks=len(MT8))).to(DEVICE).eval()
+    tokenizer = use(TOKENIZERS[size].build()).to(DEVICE).eval()
+    model = use(replace(TRANSFORMERS[size], num_classes=101, tasks=MT8).build()).to(DEVICE).eval()
     video = torch.rand(clips, 3, 16, 128, 128, device=DEVICE)
     tokens = torch.randint(1024, (clips, 4, 16, 16), device=DEVICE)
     task = torch.zeros(clips, dtype=torch.long, device=DEVICE)
@@ -79,7 +79,7 @@ def rows(size: str, clips: int, precision: str, times: int = 3) -> list[str]:
     table, machine, of_one = [], limits(precision), works(size, 1)
     for name, (work, limit) in (works(size, clips) if clips > 1 else of_one).items():
         with autocast(precision, DEVICE):
-            with Count() as count:                       # which warms up one clip, too
+            with CountFlop() as count:                       # which warms up one clip, too
                 of_one[name][0]()
             flop, taken, most = clips * count.flop, [], []
             while len(taken) < times and sum(taken) < 30:

@@ -1,16 +1,14 @@
 """Step time and peak memory of both stages: a table for the README, never a pass or fail.
 
-    python tests/benchmark.py            toy, B, L and H on this machine (a GPU, if there is one),
+    python benchmarks/benchmark.py            toy, B, L and H on this machine (a GPU, if there is one),
                                          then whole generation
-    python tests/benchmark.py --input DIR    clips a second out of your videos (input_speed.py)
-    python tests/benchmark.py --inference    encode, decode, Algorithm 1, generate, beside the limit
+    python benchmarks/benchmark.py --input DIR    clips a second out of your videos (input_speed.py)
+    python benchmarks/benchmark.py --inference    encode, decode, Algorithm 1, generate, beside the limit
                                              of this machine (inference_speed.py)
-    python tests/benchmark.py entropies  MAGVIT-v2's entropy loss over 2^18 codes, by halves and not
+    python benchmarks/benchmark.py entropies  MAGVIT-v2's entropy loss over 2^18 codes, by halves and not
 
 Each row runs in a process of its own, so that peak memory is its own. Made-up clips; the time is
-the median of the steps after the first (one, where there are two). Beside the memory that the
-process took stands what training/plan.py counts for its tensors, as on a CPU: the one is measured,
-the other predicts what larger batches need.
+the median of the steps after the first (one, where there are two).
 """
 from __future__ import annotations
 
@@ -31,11 +29,15 @@ import input_speed  # noqa: E402
 
 from decode import generate  # noqa: E402
 from steps import autocast  # noqa: E402
-from training.build import build  # noqa: E402
-from training.plan import amount, count_step, made_up, step_on  # noqa: E402
+from training.kernels import resolve_precision  # noqa: E402
+from training.plan import flop_of_step, made_up, made_up_step  # noqa: E402
 from training.presets import PRESETS  # noqa: E402
 from training.processes import device_of_this_process  # noqa: E402
-from training.watch import PEAKS  # noqa: E402
+from training.start import build  # noqa: E402
+
+# Dense bfloat16 arithmetic by the makers' data sheets, in FLOP/s, by a part of the card's name.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12,
+         "V100": 125e12}
 
 ROWS = [("toy", "tokenizer", 4, 12), ("toy", "transformer", 16, 12),
         ("ucf101-B", "tokenizer", 1, 3), ("ucf101-B", "transformer", 1, 4),
@@ -73,7 +75,8 @@ def measure_entropies(way: str) -> str:
     (position - mean).backward()
     seconds = time.perf_counter() - begin
     peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    return (f"| {way} | {1000 * seconds:,.0f} ms | {amount(peak)} | {position:.4f} | {mean:.4f} | "
+    return (f"| {way} | {1000 * seconds:,.0f} ms | {peak / 2**20:,.0f} MiB | "
+            f"{position:.4f} | {mean:.4f} | "
             f"{latents.grad.norm():.4f} |")
 
 
@@ -89,7 +92,7 @@ def measure_generation(preset: str, batch: int) -> str:
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
-        with torch.no_grad(), autocast("auto", device):
+        with torch.no_grad(), autocast(resolve_precision("auto", device), device):
             generate(tokenizer, model, video, "CG", label, steps=12)
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -99,12 +102,13 @@ def measure_generation(preset: str, batch: int) -> str:
 
 
 def measure(preset: str, stage: str, batch: int, steps: int) -> str:
-    """One row: seconds a step, its arithmetic, and peak memory as measured and as counted."""
-    config = replace(PRESETS[preset], recompute=preset.endswith(("L", "H")))
+    """One row: seconds a step, its arithmetic, and peak memory."""
     device = device_of_this_process()
+    config = replace(PRESETS[preset], recompute=preset.endswith(("L", "H")),
+                     precision=resolve_precision("auto", device))
     torch.manual_seed(0)
     trainee = build(config, stage, num_classes=config.num_classes, device=device)
-    step = step_on(trainee, config, stage, batch)
+    step = made_up_step(trainee, config, stage, batch)
     seconds = []
     for _ in range(steps):
         begin = time.perf_counter()
@@ -117,11 +121,11 @@ def measure(preset: str, stage: str, batch: int, steps: int) -> str:
     how = ", ".join(filter(None, [
         stage, "GAN" if stage == "tokenizer" and config.adversarial_weight else "",
         "recompute" if config.recompute else ""]))
-    (flop, counted), median = count_step(config, stage, batch), statistics.median(seconds[1:])
+    flop, median = batch * flop_of_step(config, stage), statistics.median(seconds[1:])
     card = torch.cuda.get_device_name() if device.type == "cuda" else ""
     share = [f"{flop / median / most:.0%}" for name, most in PEAKS.items() if name in card]
     return (f"| {preset} | {how} | {batch} | {median:.2f} s | {flop / median / 1e12:.2f} | "
-            f"{(share or ['-'])[0]} | {amount(peak)} | {amount(counted)} |")
+            f"{(share or ['-'])[0]} | {peak / 2**30:.2f} GiB |")
 
 
 if __name__ == "__main__":
@@ -142,8 +146,8 @@ if __name__ == "__main__":
         print(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
     else:
         on_gpu = torch.cuda.is_available()
-        print("| preset | stage | batch | step | TFLOP/s | of peak | peak memory | counted |\n"
-              "|---|---|---|---|---|---|---|---|", flush=True)
+        print("| preset | stage | batch | step | TFLOP/s | of peak | peak memory |\n"
+              "|---|---|---|---|---|---|---|", flush=True)
         for row in GPU_ROWS if on_gpu else ROWS:
             subprocess.run([sys.executable, __file__, *map(str, row)], check=True)
         print("\n| generation | clips at once | time | frames/s |\n|---|---|---|---|", flush=True)
