@@ -301,7 +301,8 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, names: dict, heading:
             else:
                 options = dict(type=hint if hint in (int, float) else str, metavar="VALUE")
             if flag:
-                group.add_argument(f"--{flag}", dest=name, help=helps[name], **options)
+                group.add_argument(f"--{flag}", dest=name, help=helps[name].replace("%", "%%"),
+                                   **options)
 
 
 def run_command(config: TrainConfig, data: DataConfig, options: argparse.Namespace,
