@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data.clips import DataConfig  # noqa: E402
-from data.source import ClipSource  # noqa: E402
 from evaluate import evaluate_protocol  # noqa: E402
 from steps import TokenBatch  # noqa: E402
 from train import train  # noqa: E402
@@ -36,14 +35,14 @@ ROWS = {
     "task": ("add a task", "a region function and a row in `commit.TASKS`", 8, 1),
     "schedule": ("add a mask schedule", "a branch in `commit.mask_ratio`", 2, 1),
     "data": ("use a data set object of your own, for training and `--protocol own`",
-             "a subclass of `data.source.ClipSource` with three methods, given to `train.train` and "
+             "`class_names`, `len()` and `clip(index, random)`, given to `train.train` and "
              "`evaluate.evaluate_protocol`", 0, 0),
-    "tokenizer": ("use another tokenizer", "a file of your own with six methods; its type in "
-                  "`training/build.py`", 3, 1),
+    "tokenizer": ("use another tokenizer", "a file of your own, beside `train.py`, with six methods "
+                  "and a configuration that builds it", 0, 0),
     "transformer": ("pre-LN and rotary positions", "a file of your own that overrides `Block` and "
-                    "`Attention.attend`, counted here; its type in `training/build.py`", 40, 2),
+                    "`Attention.attend`, counted here", 40, 1),
     "text": ("text embeddings instead of a label", "a file of your own that overrides "
-             "`MaskedTransformer.embed`, counted here; its type in `training/build.py`", 40, 4),
+             "`MaskedTransformer.embed`, counted here", 40, 1),
     "tracker": ("your own tracker, and a held-out evaluation every k steps",
                 "`on_step=` of `train.train`; `stage.networks` leads to the networks", 0, 0),
     "tokens": ("stage 2 on tokens that you saved", "`tokens=` of `train.train`: step -> TokenBatch",
@@ -119,11 +118,11 @@ class Task:''')
     fork.run(TRAIN + """
 from commit import MT8, TASKS
 from decode import generate
-from training.build import transformer_config
+from training.start import transformer_config
 assert list(TASKS)[1] == "OPL" and "OPL" not in MT8 and len(MT8) == 8
 assert transformer_config(PRESETS["ucf101-L"], 101).vocabulary_size == 1137
 old = load_run("old")
-assert old.transformer.prompts[1] == "FI"
+assert old.transformer.config.tasks[1] == "FI"
 try:
     generate(old.tokenizer, old.transformer, torch.rand(1, 3, 16, 32, 32), "OPL")
     raise SystemExit("an old run has no prompt for the new task")
@@ -131,15 +130,16 @@ except ValueError as error:
     assert "has no prompt for OPL" in str(error), error
 train(replace(tiny, tasks=("OPL", "FP")), DataConfig(dataset="shapes"), "new", draw=False)
 run = load_run("new")
-assert run.transformer.prompts[-1] == "OPL" and len(run.transformer.prompts) == 11
+tasks = run.transformer.config.tasks
+assert tasks[-1] == "OPL" and len(tasks) == 11
 generate(run.tokenizer, run.transformer, torch.rand(1, 3, 16, 32, 32), "OPL", steps=2)
 """)
 
 
 def test_a_schedule_is_a_branch(fork):
-    fork.edit("commit.py", '    elif schedule == "log":', '''    elif schedule == "sine":
+    fork.edit("commit.py", '    elif schedule == "exp":', '''    elif schedule == "sine":
         ratio = 1 - torch.sin(r * (math.pi / 2))
-    elif schedule == "log":''')
+    elif schedule == "exp":''')
     fork.within("schedule")
     fork.run(TRAIN + """
 train(replace(tiny, mask_schedule="sine", decode_schedule="sine"), DataConfig(dataset="shapes"),
@@ -160,6 +160,9 @@ from tokenizer import TokenizerOutput
 @dataclass(frozen=True)
 class ScalarConfig:
     levels: tuple[int, ...] = (5, 5, 5)
+
+    def build(self):
+        return ScalarTokenizer(self)
 
 
 class ScalarTokenizer(nn.Module):
@@ -205,14 +208,10 @@ class ScalarTokenizer(nn.Module):
 '''
 
 
-def test_a_tokenizer_of_ones_own_is_one_file_and_a_line(fork):
+def test_a_tokenizer_of_ones_own_is_one_file_and_no_changed_line(fork):
     """It computes with numbers when it is built, has no encoder and no codebook, and no adversary:
     training, resuming, the plan, the report and a protocol take it as it is."""
     fork.own("scalar.py", TOKENIZER)
-    fork.edit("training/build.py", "from tokenizer import ImageTokenizer",
-              "from scalar import ScalarConfig, ScalarTokenizer\nfrom tokenizer import ImageTokenizer")
-    fork.edit("training/build.py", "{TokenizerConfig: VideoTokenizer}",
-              "{TokenizerConfig: VideoTokenizer, ScalarConfig: ScalarTokenizer}")
     fork.within("tokenizer")
     fork.run(TRAIN + """
 from evaluate import evaluate_protocol
@@ -240,6 +239,8 @@ from transformer import Attention, Block, MaskedTransformer, TransformerConfig
 @dataclass(frozen=True)
 class RotaryConfig(TransformerConfig):
     base: float = 10_000.0
+    def build(self):
+        return RotaryTransformer(self)
 def rotate(x, base=10_000.0):
     """x (B, heads, n, d): pairs of numbers turned by an angle that grows with the position."""
     n, d = x.shape[-2:]
@@ -272,6 +273,8 @@ from transformer import MaskedTransformer, TransformerConfig
 @dataclass(frozen=True)
 class TextConfig(TransformerConfig):
     file: str = "captions.npy"
+    def build(self):
+        return TextTransformer(self)
 class TextTransformer(MaskedTransformer):
     def __init__(self, config):
         super().__init__(config)
@@ -292,11 +295,6 @@ def test_a_variant_of_the_transformer_overrides_what_differs(fork, row, file, te
                                                              network):
     fork.own(file, text, counted=True)
     np.save(fork.folder / "captions.npy", np.random.default_rng(0).random((16, 6), np.float32))
-    fork.edit("training/build.py", "from training.presets import PRESETS, TrainConfig",
-              f"from {file[:-3]} import {config}, {network}\n"
-              "from training.presets import PRESETS, TrainConfig")
-    fork.edit("training/build.py", "{TransformerConfig: MaskedTransformer}",
-              f"{{TransformerConfig: MaskedTransformer, {config}: {network}}}")
     fork.within(row)
     fork.run(TRAIN + f"""
 from {file[:-3]} import {config}, {network}
@@ -313,7 +311,7 @@ evaluate_protocol("run", "own", samples=4, batch=4, metrics=["psnr"], tasks=["CG
 # ---------------------------------------------------------------------------------------------
 # Forks that change nothing
 
-class Stripes(ClipSource):
+class Stripes:
     """Clips of one's own: a stripe that falls or rises."""
 
     class_names = ["falls", "rises"]
@@ -344,11 +342,11 @@ def test_a_tracker_sees_every_step_and_a_held_out_evaluation_is_logged(tmp_path)
     seen, video = [], torch.from_numpy(Stripes().clip(0)[0]).movedim(-1, 0)[None] / 255
 
     def on_step(stage, step, terms):
-        seen.append((stage, step, terms["loss"].item()))
-        if stage == "tokenizer" and step % 2 == 1:
+        seen.append((stage.name, step, terms["loss"].item()))
+        if stage.name == "tokenizer" and step % 2 == 1:
             with torch.no_grad():
                 decoded = stage.networks["ema"](video).reconstruction
-            return dict(held_out=(decoded - video).square().mean())
+            return dict(held_out=(decoded - video).square().mean().item())
 
     train(replace(PRESETS["toy"], **TINY), Stripes(), tmp_path, on_step=on_step, draw=False)
     assert [(stage, step) for stage, step, _ in seen] == [

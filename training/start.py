@@ -24,7 +24,7 @@ from commit import MT10, TASKS
 from data.source import ClipSource, load_batch
 from discriminator import LeCam
 from steps import Trainee
-from tokenizer import ResidualBlock, inflate
+from tokenizer import Encoder, ResidualBlock, inflate
 from training.checkpoint import from_plain, is_there, load_checkpoint, load_network
 from training.kernels import use
 from training.presets import TrainConfig, settings_of
@@ -183,12 +183,12 @@ def start_weights(trainee: Trainee, stage: str, config: TrainConfig, source: Cli
 
 @torch.no_grad()
 def apply_gains(tokenizer: nn.Module, config: TrainConfig) -> None:
-    """For short runs: residual blocks and latents start as small as the configuration says."""
+    """For short runs: the first paper's blocks and latents start as small as is asked for."""
     for module in tokenizer.modules():
         if isinstance(module, ResidualBlock):
             module.main[-1].weight.mul_(config.residual_gain)
-    if config.latent_gain != 1:
-        tokenizer.encoder[-1].weight.mul_(config.latent_gain)
+        if isinstance(module, Encoder):
+            module[-1].weight.mul_(config.latent_gain)
 
 
 def inflate_from(image_state: dict[str, Tensor], network: nn.Module, mode: str) -> None:
