@@ -1,6 +1,6 @@
 """Clips per second and core: as it was, as it is, and what FFmpeg alone can do. Never a test.
 
-    python tests/input_speed.py DIR      a table of the videos below DIR, as clips of 16x128x128
+    python benchmarks/input_speed.py DIR      a table of the videos below DIR, as clips of 16x128x128
 
 FFmpeg alone opens each file, goes to the key frame before the window, and decodes up to the
 window's end: nothing is turned into colours, resized or kept. Which clips are read is drawn once;
@@ -24,11 +24,16 @@ from einops import rearrange
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.clips import VideoFolder, place_of  # noqa: E402
-from data.decoding import enter, opened  # noqa: E402
-from data.loader import BatchLoader  # noqa: E402
-from data.source import clip_of, shuffled  # noqa: E402
+from data.decoding import Keys, inspect_file, opened  # noqa: E402
+from data.source import BatchLoader, clip_of, shuffled  # noqa: E402
 
 SHAPE, BATCH, SEED = (16, 128, 128), 8, 0
+
+
+class Uncached(VideoFolder):
+    """A folder of videos that are decoded each time, small as they may be."""
+
+    cache_bytes = 0
 
 
 def as_it_was(path: Path, start: int, count: int, H: int, W: int) -> np.ndarray:
@@ -47,15 +52,13 @@ def as_it_was(path: Path, start: int, count: int, H: int, W: int) -> np.ndarray:
     return rearrange(resized, "t c h w -> t h w c").numpy()
 
 
-def only_decoded(source: VideoFolder, index: int, start: int) -> int:
-    """FFmpeg's part of a clip: how many frames it decodes."""
-    (path, _), spacing = source.videos[index], source.spacings[index]
+def only_decoded(path: Path, keys: Keys, start: int) -> int:
+    """FFmpeg's part of a clip: how many frames it decodes, from the key frame before `start`."""
+    number, stamp = max((key for key in keys if key[0] <= start), default=(0, None))
     with opened(path) as (container, stream):
-        frames = enter(container, stream, start, spacing) if start and spacing else None
-        if frames is None and start and spacing:
-            container.seek(0)
-        first = 0 if frames is None else start
-        return sum(1 for _ in islice(frames or container.decode(stream), start + 16 - first))
+        if number:
+            container.seek(stamp, stream=stream)
+        return sum(1 for _ in islice(container.decode(stream), start + SHAPE[0] - number))
 
 
 def windows(source: VideoFolder, steps: int) -> list[tuple[int, int]]:
@@ -71,11 +74,16 @@ def windows(source: VideoFolder, steps: int) -> list[tuple[int, int]]:
 
 def measure(source: VideoFolder, steps: int) -> dict[str, float]:
     """Clips a second of each way over the same clips, the best of three in turn."""
-    drawn, (_, H, W) = windows(source, steps), SHAPE
+    drawn, (T, H, W) = windows(source, steps), SHAPE
+    keys = [inspect_file(path)["keys"] for path, _ in source.videos]
+
+    def decode_alone(clip: tuple[int, int]) -> int:
+        index, start = clip
+        return only_decoded(source.videos[index][0], keys[index], start)
 
     def two_decoders() -> None:
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda each: only_decoded(source, *each), drawn))
+            list(pool.map(decode_alone, drawn))
 
     def loader(threads: int) -> None:
         with BatchLoader(source, BATCH, SEED, threads=threads, total=steps) as batches:
@@ -83,12 +91,12 @@ def measure(source: VideoFolder, steps: int) -> dict[str, float]:
                 batches(step)
 
     ways = {
-        "as it was": lambda: [as_it_was(source.videos[index][0], start, 16, H, W)
+        "as it was": lambda: [as_it_was(source.videos[index][0], start, T, H, W)
                               for index, start in drawn],
         "now": lambda: [clip_of(source, *divmod(number, BATCH), BATCH, SEED)
                         for number in range(len(drawn))],
         "1 thread": lambda: loader(1), "2 threads": lambda: loader(2),
-        "FFmpeg": lambda: [only_decoded(source, *each) for each in drawn],
+        "FFmpeg": lambda: [decode_alone(each) for each in drawn],
         "FFmpeg, 2 threads": two_decoders}
     best = dict.fromkeys(ways, 0.0)
     for _ in range(3):
@@ -101,7 +109,7 @@ def measure(source: VideoFolder, steps: int) -> dict[str, float]:
 
 def table(folder: str | Path, steps: int = 8) -> str:
     """Markdown: clips of 16x128x128 a second, of the videos below a folder."""
-    source = VideoFolder(folder, SHAPE, cache_bytes=0)
+    source = Uncached(folder, SHAPE)
     rates = measure(source, steps)
     rows = [f"{len(source)} videos, {os.cpu_count()} cores, {steps * BATCH} clips of "
             f"{'x'.join(map(str, SHAPE))}", "", "| | clips/s | of FFmpeg's own |", "|---|---|---|"]
