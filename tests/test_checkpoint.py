@@ -1,23 +1,25 @@
-"""training/checkpoint.py: a run is never lost, and old ones are still understood."""
+"""training/checkpoint.py: a run is never lost, and nothing foreign is loaded."""
+import dataclasses
 import os
-from dataclasses import replace
-from pathlib import Path
+import shutil
+import signal
+import sys
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from conftest import ROOT
+from fresh import python, start
+from test_loop import STAGE_1, leave_at
+from test_train import SHAPES, SMALL, folder, same, train_small, weights  # noqa: F401
 from torch import nn
 
 import train
-from data.clips import DataConfig
-from data.moving_shapes import MovingShapes
-from tokenizer import TOKENIZERS
-from training.build import as_plain, build, differences, from_plain
-from training.checkpoint import (export, load_checkpoint, load_network, load_run, previous,
-                                 read_checkpoint, save_checkpoint)
+from tokenizer import TOKENIZERS, TokenizerConfig
+from training.checkpoint import (as_plain, from_plain, load_checkpoint, load_network, load_run,
+                                 previous, read_checkpoint, save_checkpoint)
 from training.presets import PRESETS
-from transformer import TRANSFORMERS, MaskedTransformer
-
-ROOT = Path(__file__).resolve().parents[1]
+from training.start import build
 
 
 @pytest.fixture
@@ -30,18 +32,14 @@ def state(step, **more):
         "weight": torch.full((1000,), float(step))}, **more)
 
 
-def test_what_is_saved_is_loaded(path):
-    save_checkpoint(path, state(3))
+def test_what_is_saved_is_loaded_and_the_one_before_is_kept(path):
+    for step in (1, 2, 3):
+        save_checkpoint(path, state(step))
     loaded = load_checkpoint(path)
     assert loaded["step"] == 3
     assert torch.equal(loaded["tokenizer"]["weight"], torch.full((1000,), 3.0))
     assert loaded["versions"]["torch"] == str(torch.__version__)
-
-
-def test_the_previous_one_is_kept(path):
-    for step in (1, 2, 3):
-        save_checkpoint(path, state(step))
-    assert read_checkpoint(path)["step"] == 3 and read_checkpoint(previous(path))["step"] == 2
+    assert read_checkpoint(previous(path))["step"] == 2
     assert sorted(os.listdir(path.parent)) == ["tokenizer.pt", "tokenizer.pt.previous"]
 
 
@@ -74,43 +72,161 @@ def test_a_damaged_checkpoint_is_refused_and_the_previous_one_used(path, capsys,
 
 
 def test_foreign_files_are_refused_in_one_line(path):
-    torch.save(dict(step=1), path)
-    with pytest.raises(ValueError, match="not a checkpoint of this project"):
-        load_checkpoint(path)
     torch.save(nn.Linear(2, 2), path)                        # a pickle that would run code
     with pytest.raises(ValueError, match="more than plain data"):
         load_checkpoint(path)
     path.write_text("hello")
     with pytest.raises(ValueError, match="damaged"):
         load_checkpoint(path)
+    torch.save(dict(step=1), path)
+    with pytest.raises(ValueError, match="not a checkpoint of this project"):
+        load_checkpoint(path)
+    for number in (1, 2):
+        torch.save(dict(format=f"magvit checkpoint {number}"), path)
+        with pytest.raises(ValueError, match="of an older format .*; commit 33ed89a is the last"):
+            load_checkpoint(path)
 
 
-def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(path, monkeypatch):
-    """Stop at each system call of save_checkpoint in turn; one of the two files always loads."""
+SAVES = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from training.checkpoint import save_checkpoint
+for step in range(10**6):
+    save_checkpoint({path!r}, dict(step=step, weight=torch.full((1_000_000,), float(step))))
+"""
+
+
+def test_kill_9_while_a_checkpoint_is_written_leaves_a_whole_one(path):
+    """At ten moments of a process that does nothing but save."""
+    for number in range(10):
+        saving = start("-c", SAVES.format(root=str(ROOT), path=str(path)), OMP_NUM_THREADS=1)
+        while not previous(path).exists() and saving.is_alive():
+            saving.join(0.01)
+        saving.join(0.05 + 0.037 * number)
+        saving.kill()
+        saving.join()
+        assert saving.exitcode == -signal.SIGKILL
+        loaded = load_checkpoint(path)
+        assert (loaded["weight"] == loaded["step"]).all()
+        previous(path).unlink()                              # so that the next one is waited for
+
+
+# ---------------------------------------------------------------------------------------------
+# A disk that is full, and what is kept
+
+FULL = """
+import resource, sys
+sys.path.insert(0, {root!r})
+import train
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+sys.argv[1:] = {arguments!r}
+train.main()
+"""
+
+
+def test_a_disk_that_is_full_costs_nothing_but_time(folder, tmp_path):
+    """No file may grow beyond a limit that a checkpoint needs: it ends in one line."""
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_small(folder, run, stage="tokenizer", on_step=leave_at(3))
+    before = {path.name: path.read_bytes() for path in run.glob("*.pt*")}
+    limit = (run / "tokenizer.pt").stat().st_size // 2
+    arguments = ["toy", "--data", str(folder), "--out", str(run), *SMALL, *STAGE_1]
+    done = python("-c", FULL.format(root=str(ROOT), size=limit, arguments=arguments))
+    assert done.returncode == 1
+    last = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
+    assert len(last) == 1 and "could not be written" in last[0] and "of step 2" in last[0]
+    assert "Traceback" not in done.stderr
+    assert {path.name: path.read_bytes() for path in run.glob("*.pt*")} == before
+    assert train_small(folder, run, stage="tokenizer")
+    assert train_small(folder, tmp_path / "whole", stage="tokenizer")
+    same(*(weights(where, "tokenizer") for where in (run, tmp_path / "whole")))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is always full")
+def test_a_full_disk_is_named_and_the_half_written_file_removed(path):
     save_checkpoint(path, state(1))
-    save_checkpoint(path, state(2))
-    for name in ("fsync", "replace"):
-        for when in (1, 2):
-            calls = iter(range(1, 10))
-            real = getattr(os, name)
-
-            def killed(*arguments, real=real, calls=calls, when=when):
-                if next(calls) == when:
-                    raise KeyboardInterrupt
-                return real(*arguments)
-
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(os, name, killed)
-                save_checkpoint(path, state(3))
-            assert load_checkpoint(path)["step"] in (1, 2, 3)
+    os.symlink("/dev/full", f"{path}.writing")
+    with pytest.raises(OSError, match="r.pt could not be written .*No space left.* MiB are free"):
+        save_checkpoint(path, state(2))
+    assert os.listdir(path.parent) == ["tokenizer.pt"] and read_checkpoint(path)["step"] == 1
 
 
-def test_a_missing_run_or_stage_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no run folder .*gone"):
-        load_run(tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match="no checkpoint .*tokenizer.pt; train first"):
-        load_run(tmp_path)
+def test_milestones_are_kept_and_a_run_can_go_back_to_one(folder, tmp_path):
+    train_small(folder, tmp_path, ["--keep-every", "3"], "tokenizer")
+    end = weights(tmp_path, "tokenizer")
+    assert sorted(path.name for path in tmp_path.glob("*-step-*")) == [
+        "tokenizer-step-3.pt", "tokenizer-step-6.pt"]
+    shutil.copy(tmp_path / "tokenizer-step-3.pt", tmp_path / "tokenizer.pt")
+    assert read_checkpoint(tmp_path / "tokenizer.pt")["step"] == 3
+    train_small(folder, tmp_path, stage="tokenizer")
+    same(end, weights(tmp_path, "tokenizer"))
 
+
+def test_checkpoints_can_go_by_the_clock(folder, tmp_path, monkeypatch):
+    """Twenty minutes in the paper's presets; here 20 seconds pass with each look at the clock."""
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr("training.loop.time.monotonic", lambda: next(clock))
+    saved = []
+    monkeypatch.setattr("training.loop.save_checkpoint",
+                        lambda path, state: saved.append(state["step"]))
+    train_small(folder, tmp_path, ["--save-every", "0", "--save-minutes", "10",
+                                   "--tokenizer-steps", "60"], "tokenizer")
+    assert saved[-1] == 60 and 2 < len(saved) < 7
+    assert PRESETS["ucf101-B"].save_minutes == 20 and not PRESETS["ucf101-B"].save_every
+
+
+# ---------------------------------------------------------------------------------------------
+# Configurations as plain data
+
+@pytest.mark.parametrize("config", [
+    PRESETS["clips"], TOKENIZERS["L"], TOKENIZERS["B"].image_twin(), SHAPES,
+    replace(PRESETS["toy"], tokenizer=TOKENIZERS["toy"], discriminator="B", tasks=("FP", "FP"))])
+def test_a_configuration_is_the_same_after_it_was_plain_data(path, config):
+    save_checkpoint(path, state(1) | dict(config=as_plain(config)))
+    plain = load_checkpoint(path)["config"]
+    assert plain["type"] == f"{type(config).__module__}.{type(config).__name__}"
+    assert from_plain(plain) == config
+
+
+def test_a_field_that_came_later_has_its_default_and_one_that_is_gone_is_refused_in_a_network():
+    plain = as_plain(PRESETS["toy"]) | dict(gone=1)
+    del plain["seed"]
+    assert from_plain(plain) == PRESETS["toy"]
+    with pytest.raises(ValueError, match="TokenizerConfig has gone, which this code does not know"):
+        from_plain(as_plain(TOKENIZERS["toy"]) | dict(gone=1))
+
+
+@pytest.mark.parametrize("name", [
+    "os.path.X", "tests.test_checkpoint.Own", "runs.mine.Config", "assets.x.Config",
+    "Config", "", "training.checkpoint.Run", "tokenizer.Encoder",
+    "tokenizer.gone", "tokenizer.TokenizerConfig.build", "..tests.x.Config", "data/../tests/x.Config"])
+def test_only_frozen_dataclasses_of_the_project_are_imported(name):
+    """Not the rest of the machine, and nothing that may have come with a run."""
+    before = set(sys.modules)
+    with pytest.raises(ValueError, match="is no configuration that a checkpoint can have"):
+        from_plain(dict(type=name))
+    assert not {"tests", "runs", "assets"} & (set(sys.modules) - before)
+
+
+@dataclass(frozen=True)
+class Own(TokenizerConfig):
+    """A configuration in a file where no checkpoint may look."""
+
+
+@pytest.mark.parametrize("module", ["__main__", "test_checkpoint"])
+def test_a_configuration_that_no_checkpoint_could_find_is_refused_before_training(
+        tmp_path, monkeypatch, module):
+    """Of the program itself, or of a file elsewhere: else the run would end in a useless file."""
+    monkeypatch.setattr(Own, "__module__", module)
+    own = Own(**dataclasses.asdict(TOKENIZERS["toy"]))
+    with pytest.raises(ValueError, match=f"'{module}.Own' is no configuration that a checkpoint"):
+        train.train(replace(PRESETS["toy"], tokenizer=own), SHAPES, tmp_path)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+# ---------------------------------------------------------------------------------------------
+# A run
 
 @pytest.fixture
 def run(tmp_path):
@@ -124,136 +240,48 @@ def run(tmp_path):
         save_checkpoint(tmp_path / f"{stage}.pt", dict(
             stage=stage, step=5, finished=True, **networks,
             config=dict(network=as_plain(network.config), train=as_plain(PRESETS["toy"]),
-                        data=as_plain(DataConfig(dataset="shapes")))))
+                        data=as_plain(SHAPES))))
     return tmp_path
 
 
 def test_a_run_is_rebuilt_from_its_files_with_the_ema_tokenizer(run):
-    loaded = load_run(run)
-    tokenizer, transformer = loaded.tokenizer, loaded.transformer
-    state = read_checkpoint(run / "tokenizer.pt")
-    assert torch.equal(tokenizer.quantizer.codebook, state["ema"]["quantizer.codebook"])
-    assert tokenizer.config == TOKENIZERS["toy"]
-    assert not tokenizer.training and not transformer.training
-    assert not any(p.requires_grad for network in (tokenizer, transformer)
-                   for p in network.parameters())
-    assert loaded.config == PRESETS["toy"] and loaded.data == DataConfig(dataset="shapes")
+    loaded, state = load_run(run), read_checkpoint(run / "tokenizer.pt")
+    assert torch.equal(loaded.tokenizer.quantizer.codebook, state["ema"]["quantizer.codebook"])
+    assert loaded.tokenizer.config == TOKENIZERS["toy"]
+    for network in (loaded.tokenizer, loaded.transformer):
+        assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert loaded.config == PRESETS["toy"] and loaded.data == SHAPES
+    assert len(loaded.held_out()) == 64
     raw = load_network(state, averaged=False)
     assert torch.equal(raw.quantizer.codebook, state["tokenizer"]["quantizer.codebook"])
 
 
-def test_an_exported_run_is_small_and_loads(run, tmp_path):
-    export(run, tmp_path / "small")
-    small, full = (load_run(each).tokenizer for each in (tmp_path / "small", run))
+def test_an_exported_run_is_small_and_loads(run):
+    done = python("-m", "training.checkpoint", run, run / "small")
+    assert done.returncode == 0 and "transformer.pt: " in done.stdout, done.stderr
+    small, full = (load_run(each).tokenizer for each in (run / "small", run))
     torch.testing.assert_close(small.quantizer.codebook, full.quantizer.codebook, atol=1e-3,
                                rtol=1e-3)
-    assert (tmp_path / "small/transformer.pt").stat().st_size < 2.2e6
+    assert (run / "small/transformer.pt").stat().st_size < 2.2e6
 
 
-def test_stages_that_do_not_belong_together_are_refused(run):
+def test_what_is_missing_or_does_not_belong_together_is_named(run):
+    with pytest.raises(FileNotFoundError, match="no run folder .*gone"):
+        load_run(run / "gone")
     state = read_checkpoint(run / "transformer.pt")
-    config = state["config"] | dict(network=state["config"]["network"] | dict(codebook_size=100))
-    other = MaskedTransformer(from_plain(config["network"]))
-    state = {k: v for k, v in state.items() if k not in ("format", "versions")}
-    save_checkpoint(run / "transformer.pt",
-                    state | dict(config=config, transformer=other.state_dict()))
+    state["config"]["network"]["codebook_size"] = 100
+    other = from_plain(state["config"]["network"]).build()
+    save_checkpoint(run / "transformer.pt", state | dict(transformer=other.state_dict()))
     with pytest.raises(ValueError, match="128 codes and the transformer 100"):
         load_run(run)
-    assert load_network(read_checkpoint(run / "tokenizer.pt")).codebook_size == 128
-
-
-# ---------------------------------------------------------------------------------------------
-# Checkpoints of format 1, as they were written before the networks had names of their own
-
-SHORT = replace(PRESETS["toy"], tokenizer_steps=4, tokenizer_warmup=1, transformer_steps=4,
-                transformer_warmup=1, tokenizer_batch=2, transformer_batch=4, token_pool=8,
-                save_every=2, precision="float32", adversarial_weight=0.1)
-LATER = {"train": {"type", "init", "discriminator", "inflate", "lpips_weights", "recompute"},
-         "network": {"type", "latent_gain", "task_names"}, "data": {"type", "dataset"}}
-
-
-def as_format_1(state):
-    """What the code of format 1 would have written in a state's place."""
-    name = "transformer" if state["stage"] == "transformer" else "tokenizer"
-    names = {name: "model", f"optimizer {name}": "optimizer model"}
-    old = {names.get(key, key): value for key, value in state.items() if key not in ("origin", "facts")}
-    config = {part: {key: list(value) if isinstance(value, tuple) and part == "data" else value
-                     for key, value in values.items() if key not in LATER[part]}
-              for part, values in state["config"].items()}
-    config["train"] |= dict(dataset=state["config"]["data"]["dataset"], checkpointing=False,
-                            padding=config["train"]["padding"] or "reflect")
-    config[state["stage"]] = config.pop("network")
-    return old | dict(format="magvit checkpoint 1", config=config)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A finished run of today, on the drawn clips; of each stage there is step 2 as well."""
-    run = tmp_path_factory.mktemp("whole")
-    train.train(SHORT, DataConfig(dataset="shapes"), run, draw=False)
-    return run
-
-
-@pytest.fixture
-def old_run(whole, tmp_path):
-    """The same as format 1 had it, stopped after step 2 of each stage."""
-    for name in ("tokenizer.pt", "transformer.pt"):
-        torch.save(as_format_1(read_checkpoint(previous(whole / name))), tmp_path / name)
-    return tmp_path
+    assert load_run(run, stages=("tokenizer",)).transformer is None
+    (run / "tokenizer.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="no checkpoint .*tokenizer.pt; train first"):
+        load_run(run)
 
 
 @pytest.mark.parametrize("name", ["toy", "clips"])
 def test_the_shipped_weights_are_those_of_their_presets_and_small(name):
     run = load_run(ROOT / "assets" / name)
-    assert differences(run.config, PRESETS[name]) == {} and run.transformer.no_class in (16, 20)
+    assert run.config == PRESETS[name] and run.transformer.no_class in (16, 20)
     assert sum(path.stat().st_size for path in run.folder.glob("*.pt")) < 10e6
-
-
-def test_a_run_of_format_1_loads(old_run, whole):
-    written = torch.load(old_run / "tokenizer.pt", weights_only=True)
-    assert {"format", "versions", "stage", "step", "finished", "config", "model", "ema", "lecam",
-            "discriminator", "optimizer model", "optimizer discriminator"} == written.keys()
-    assert written["config"].keys() == {"tokenizer", "train", "data"}
-    run = load_run(old_run)
-    assert run.config == SHORT and run.data == load_run(whole).data
-    assert run.data.dataset == "shapes" and run.class_names == MovingShapes().class_names
-    assert run.tokenizer.config == TOKENIZERS["toy"]
-    assert run.transformer.config == replace(TRANSFORMERS["toy"], num_classes=16)
-    assert len(run.held_out()) == 64
-    for stage, network in (("tokenizer", run.tokenizer), ("transformer", run.transformer)):
-        today = load_network(read_checkpoint(previous(whole / f"{stage}.pt"))).state_dict()
-        assert all(torch.equal(today[name], tensor)
-                   for name, tensor in network.state_dict().items())
-    state = load_checkpoint(old_run / "tokenizer.pt")
-    assert torch.equal(load_network(state, averaged=False).quantizer.codebook,
-                       written["model"]["quantizer.codebook"])
-
-
-@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
-def test_a_run_of_format_1_goes_on_to_the_same_end(old_run, whole, stage):
-    if stage == "transformer":                                   # on the tokenizer at its end
-        torch.save(as_format_1(read_checkpoint(whole / "tokenizer.pt")), old_run / "tokenizer.pt")
-    with pytest.raises(ValueError, match="train.adversarial_weight 0.1 there, 0.0 here"):
-        train.train(replace(SHORT, adversarial_weight=0.0), DataConfig(dataset="shapes"), old_run,
-                    stage=stage, draw=False)
-    assert train.train(SHORT, DataConfig(dataset="shapes"), old_run, stage=stage, draw=False)
-    ends = [read_checkpoint(run / f"{stage}.pt") for run in (whole, old_run)]
-    assert ends[0]["config"] == ends[1]["config"] and ends[1]["step"] == 4
-    for part in {"tokenizer", "ema", "discriminator", "transformer"} & ends[0].keys():
-        assert ends[0][part].keys() == ends[1][part].keys()
-        assert all(torch.equal(tensor, ends[1][part][name])
-                   for name, tensor in ends[0][part].items()), part
-
-
-def test_a_2d_tokenizer_of_format_1_loads_and_so_does_one_with_zeros_around(tmp_path):
-    zeros = replace(SHORT, padding="zeros", codebook_from_data=False, adversarial_weight=0.0,
-                    tokenizer=replace(TOKENIZERS["toy"], latent_gain=1.0))
-    train.train(zeros, DataConfig(dataset="shapes"), tmp_path, stage="image", draw=False)
-    today = read_checkpoint(tmp_path / "image.pt")
-    old = as_format_1(today)
-    old["config"]["train"]["tokenizer"] = "toy"
-    torch.save(old, tmp_path / "image.pt")
-    state = read_checkpoint(tmp_path / "image.pt")
-    network = load_network(state)
-    assert network.config == load_network(today).config and network.config.padding == "zeros"
-    assert state["config"]["train"]["padding"] == "zeros" and network.config.latent_gain == 1.0

@@ -191,21 +191,22 @@ def test_of_two_commands_in_one_folder_the_second_is_refused(folder, tmp_path):
 # What a run goes on with
 
 def test_a_checkpoint_of_other_settings_is_refused_and_what_may_change_is_taken(folder, tmp_path):
+    run, other_videos = tmp_path / "run", shutil.copytree(folder, tmp_path / "other")
     with pytest.raises(KeyboardInterrupt):
-        train_small(folder, tmp_path, stage="tokenizer", on_step=leave_at(3))
+        train_small(folder, run, stage="tokenizer", on_step=leave_at(3))
     with pytest.raises(ValueError, match=r"tokenizer_rate 0.0004 there, 0.5 here.*--out another"):
-        train_small(folder, tmp_path, ["--tokenizer-rate", "0.5"], "tokenizer")
+        train_small(folder, run, ["--tokenizer-rate", "0.5"], "tokenizer")
     other = ["--transformer-rate", "0.5", "--tasks", "FP"]           # of stage 2: not yet trained
-    train_small(folder, tmp_path, [*other, "--accumulate", "2", "--keep-every", "4"])
-    assert (tmp_path / "tokenizer-step-4.pt").exists()
-    before = weights(tmp_path, "transformer")
-    train_small(folder, tmp_path, [*other, "--decode-steps", "3", "--test-data", folder],
-                "transformer")
-    config = read_checkpoint(tmp_path / "transformer.pt")["config"]
-    assert config["train"]["decode_steps"] == 3 and config["data"]["test_root"] == str(folder)
-    same(before, weights(tmp_path, "transformer"))
+    train_small(folder, run, [*other, "--accumulate", "2", "--keep-every", "4"])
+    assert (run / "tokenizer-step-4.pt").exists()
+    before = weights(run, "transformer")
+    train_small(folder, run, [*other, "--decode-steps", "3", "--test-data",
+                              other_videos], "transformer")
+    config = read_checkpoint(run / "transformer.pt")["config"]
+    assert config["train"]["decode_steps"] == 3 and config["data"]["test_root"] == str(other_videos)
+    same(before, weights(run, "transformer"))
     with pytest.raises(ValueError, match="transformer_rate 0.5 there, 0.002 here"):
-        train_small(folder, tmp_path, ["--tasks", "FP"], "transformer")
+        train_small(folder, run, ["--tasks", "FP"], "transformer")
 
 
 def test_a_setting_that_an_old_checkpoint_does_not_know_had_its_default(folder, tmp_path):

@@ -131,17 +131,14 @@ def read_checkpoint(path: Path) -> dict:
 def as_plain(config) -> dict:
     """A configuration as a dict of plain data, nested ones too, each with the name of its class.
 
-    ValueError for a class of the program that was started: who reads the checkpoint could not
-    import it.
+    ValueError for a class that a checkpoint could not find again: one of the program that was
+    started, or of a file elsewhere.
     """
-    kind = type(config)
-    if kind.__module__ == "__main__":
-        raise ValueError(f"{kind.__name__} stands in the program that was started, where no "
-                         "checkpoint can find it; move it to a file of its own and import it")
+    name = f"{type(config).__module__}.{type(config).__qualname__}"
+    class_of(name)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return dict(type=f"{kind.__module__}.{kind.__qualname__}") | {
-        name: as_plain(value) if dataclasses.is_dataclass(value) else value
-        for name, value in values.items()}
+    return dict(type=name) | {field: as_plain(value) if dataclasses.is_dataclass(value) else value
+                              for field, value in values.items()}
 
 
 def from_plain(values: dict):
@@ -169,14 +166,14 @@ def from_plain(values: dict):
 def class_of(name: str) -> type:
     """"module.ClassName" -> a frozen dataclass of the project. Nothing else is imported."""
     module, _, class_name = name.rpartition(".")
-    first, file = module.split(".")[0], ROOT / f"{module.replace('.', '/')}.py"
-    if not module or first in NOT_CODE or not file.is_file():
-        raise ValueError(f"a checkpoint has a configuration of class {name!r}; wanted one in a "
-                         f"file beside {ROOT / 'train.py'} or in the project's folders")
-    kind = getattr(importlib.import_module(module), class_name, None)
+    parts = module.split(".")
+    ours = (all(part.isidentifier() for part in parts) and parts[0] not in NOT_CODE
+            and Path(ROOT, *parts).with_suffix(".py").is_file())
+    kind = getattr(importlib.import_module(module), class_name, None) if ours else None
     if not dataclasses.is_dataclass(kind) or not kind.__dataclass_params__.frozen:
-        raise ValueError(f"a checkpoint has a configuration of class {name!r}, which is not a "
-                         "frozen dataclass")
+        raise ValueError(f"{name!r} is no configuration that a checkpoint can have; wanted a "
+                         f"frozen dataclass in a file beside {ROOT / 'train.py'}, or in the "
+                         "project's folders")
     return kind
 
 
