@@ -29,6 +29,7 @@ import re
 import shutil
 import sys
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -61,15 +62,23 @@ def prepare_bair(raw: Path, out: Path) -> Made:
     for path in files:
         part = part_of(path, raw)
         stem = path.name.replace(".tfrecords", "").replace(".tfrecord", "")
-        try:
+        with damage_named():                           # where the next record begins is not known
             for number, data in enumerate(records(path)):
-                video = out / part / f"{stem}-{number:03}.mp4"
-                if not video.exists():
-                    write_lossless(video, record_frames(data, f"{path}, record {number}"))
-                made[part or "."] += 1
-        except ValueError as error:
-            print(f"left out: {error}", file=sys.stderr)
+                with damage_named():                   # of this record alone
+                    video = out / part / f"{stem}-{number:03}.mp4"
+                    if not video.exists():
+                        write_lossless(video, record_frames(data, f"{path}, record {number}"))
+                    made[part or "."] += 1
     return dict(made)
+
+
+@contextmanager
+def damage_named() -> Iterator[None]:
+    """A ValueError becomes a line on stderr."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"left out: {error}", file=sys.stderr)
 
 
 def part_of(path: Path, raw: Path) -> str:
