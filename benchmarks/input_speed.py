@@ -1,6 +1,6 @@
 """Clips per second and core: as it was, as it is, and what FFmpeg alone can do. Never a test.
 
-    python benchmarks/input_speed.py DIR      a table of the videos below DIR, as clips of 16x128x128
+    python benchmarks/input_speed.py DIR    a table of the videos below DIR, clips of 16x128x128
 
 FFmpeg alone opens each file, goes to the key frame before the window, and decodes up to the
 window's end: nothing is turned into colours, resized or kept. Which clips are read is drawn once;

@@ -397,10 +397,10 @@ def _packet_stamps(container: av.container.InputContainer, stream: av.VideoStrea
 
     They can, and save a hundred times the time, in MP4, MOV, Matroska and WebM with H.264, HEVC,
     VP9 or AV1, where each packet is one frame; each has a stamp of its own, and none is marked as
-    left out or damaged; units of H.264 and HEVC are as long as they say; the first is a key frame and shown first, so that no frame waits for one
-    that was cut off; there are as many as the header says, if it says; and the last key frame has
-    the size of the first. So a file that was cut short is noticed. Damage within a picture is
-    not: whoever reads that frame sees it.
+    left out or damaged; units of H.264 and HEVC are as long as they say; the first is a key frame
+    and shown first, so that no frame waits for one that was cut off; there are as many as the
+    header says, if it says; and the last key frame has the size of the first. So a file that was
+    cut short is noticed. Damage within a picture is not: whoever reads that frame sees it.
     """
     codec = stream.codec_context
     if container.format.name not in STAMPED or codec.name not in ONE_FRAME_A_PACKET:

@@ -318,17 +318,18 @@ def select(whole: Layout, root: Path, split: Path) -> Layout:
             continue
         path = max(found, key=lambda one: one[:2])[2]
         if chosen.setdefault(path, label) != label:
-            raise ValueError(f"{split} has {name} in {class_names[label]} and in "
-                             f"{class_names[chosen[path]]}; wanted one class for each video")
+            raise ValueError(f"{split} has {name!r} in {class_names[label]!r} and in "
+                             f"{class_names[chosen[path]]!r}; wanted one class for each video")
         twice += 1
     twice -= len(chosen)
     if not chosen:
-        raise ValueError(f"none of the {len(wanted)} videos of {split.name} is in {root}, not even "
-                         f"{(missing or ['one: it is empty'])[0]}; is that the right folder?")
+        tried = f"not even {missing[0]!r}" if missing else "it is empty"
+        raise ValueError(f"none of the {len(wanted)} videos of {split.name} is in {root}, {tried}; "
+                         "is that the right folder?")
     notes = list(whole.left_out)
     if missing:
         notes.append(f"{len(missing)} of the {len(wanted)} videos of {split.name} are not in "
-                     f"{root}, {missing[0]} for one")
+                     f"{root}, {missing[0]!r} for one")
     if twice:
         notes.append(f"{twice} entries of {split.name} for videos that it names twice")
     return Layout(whole.name, list(chosen), list(chosen.values()), class_names, tuple(notes))
@@ -408,9 +409,9 @@ def ucf101_list(split: Path, folders: list[str]) -> Listed:
             says = str(class_names.index(its) + base) if its in class_names else "no class"
             if says == "no class" or number not in (None, says):
                 raise ValueError(f"{split}, line {line}, has {row!r}, but {class_file.name} says "
-                                 f"that {its} is {says}")
+                                 f"that {its!r} is {says}")
         elif numbers.setdefault(its, number or "") != (number or ""):
-            raise ValueError(f"{split}, line {line}, has {row!r}, but an earlier line gives {its} "
+            raise ValueError(f"{split}, line {line}, has {row!r}, but an earlier line gives {its!r} "
                              f"the number {numbers[its] or 'none'}")
         entries.append(("/".join(parts), its))
     names = class_names or sorted({*folders, *(its for _, its in entries)})

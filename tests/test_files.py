@@ -16,6 +16,7 @@ from pathlib import Path
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from PIL import Image
 
 import data.files
 from conftest import ROOT
@@ -444,10 +445,10 @@ def test_videos_missing_from_a_list_are_counted_and_all_missing_is_refused(ucf10
 
 
 @pytest.mark.parametrize("lines, message", [
-    ("YoYo/v_YoYo_g08_c01.avi 3", "but classInd.txt says that YoYo is 1"),
-    ("Dance/v_Dance_g08_c01.avi 1", "classInd.txt says that Dance is no class"),
+    ("YoYo/v_YoYo_g08_c01.avi 3", "but classInd.txt says that 'YoYo' is 1"),
+    ("Dance/v_Dance_g08_c01.avi 1", "classInd.txt says that 'Dance' is no class"),
     ("YoYo/v_YoYo_g08_c01.avi one", "wanted 'Class/video.avi'"),
-    ("one.avi 1\none.avi 2", "has one.avi in ApplyLipstick and in YoYo; wanted one class for")])
+    ("one.avi 1\none.avi 2", "has 'one.avi' in 'ApplyLipstick' and in 'YoYo'; wanted one")])
 def test_a_list_that_contradicts_the_classes_is_refused(ucf101, lines, message):
     root, lists = ucf101
     touch(root, "one.avi")
@@ -631,6 +632,58 @@ def test_a_folder_that_moves_is_the_same_data(tmp_path):
     assert fingerprint(VideoFolder(tmp_path / "there", (8, 16, 16))) == before
     (tmp_path / "there/a.npy").rename(tmp_path / "there/c.npy")
     assert fingerprint(VideoFolder(tmp_path / "there", (8, 16, 16))) != before
+
+
+# ---------------------------------------------------------------------------------------------
+# Damage of any kind: a file is named, those beside it are as they were
+
+def damaged(content, random):
+    """Bytes that were cut, or changed in some places, in the header, or by a piece."""
+    content, kind = bytearray(content), random.integers(4)
+    if kind == 0:
+        return content[:random.integers(len(content))]
+    if kind == 3:
+        place = random.integers(len(content))
+        content[place:place + random.integers(1, 200)] = random.bytes(int(random.integers(100)))
+    else:
+        for _ in range(random.integers(1, 20)):
+            content[random.integers(len(content) if kind == 1 else min(len(content), 120))] ^= 85
+    return content
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.gif", "a.npy", "a.webp"])
+def test_damaged_videos_end_nothing_and_change_no_clip_beside_them(tmp_path, name):
+    whole = tmp_path / "made" / name
+    write_video(tmp_path / "data" / "z.npy", moving_box())
+    expected = VideoFolder(tmp_path / "data", (4, 16, 16)).clip(0)[0]
+    if name.endswith(".webp"):
+        first, *others = map(Image.fromarray, moving_box())
+        whole.parent.mkdir()
+        first.save(whole, save_all=True, append_images=others, lossless=True)
+    else:
+        write_video(whole, moving_box())
+    random = np.random.default_rng(0)
+    for _ in range(12):
+        (tmp_path / "data" / name).write_bytes(damaged(whole.read_bytes(), random))
+        source = VideoFolder(tmp_path / "data", (4, 16, 16))
+        clips = [source.clip(index)[0] for index in range(len(source))]
+        assert source.videos[-1][0].name == "z.npy" and np.array_equal(clips[-1], expected)
+
+
+@pytest.mark.parametrize("name", ["ucf101", "something"])
+def test_damaged_lists_are_read_or_refused_in_one_line(name, request):
+    root, lists = request.getfixturevalue(name)
+    random = np.random.default_rng(0)
+    for path in sorted(lists.iterdir()):
+        content = path.read_bytes()
+        for _ in range(100):
+            path.write_bytes(damaged(content, random))
+            for split in sorted(lists.glob("*train*")):
+                try:
+                    assert find_layout(root, split=split).clips
+                except (ValueError, FileNotFoundError) as error:
+                    assert len(str(error).splitlines()) == 1 and path.suffix in str(error)
+        path.write_bytes(content)
 
 
 # ---------------------------------------------------------------------------------------------
