@@ -48,10 +48,15 @@ def naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = " ".join(reason.split())
+        reason = reason_of(error)
         said = reason if str(path) in reason else f"{path} cannot be decoded: {reason}"
         raise ValueError(said) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception says, in one line."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(reason.split())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -110,9 +115,7 @@ def inspect_file(path: str | Path) -> dict:
             else:
                 _inspect_video(path, facts)
     except Exception as error:                 # whatever it is: this file is named and left out
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = " ".join(reason.split()).removeprefix(f"{path} ")
-        reason = reason.removeprefix("cannot be decoded: ")
+        reason = reason_of(error).removeprefix(f"{path} ").removeprefix("cannot be decoded: ")
         facts["error"] = f"breaks after {facts['frames']} frames ({reason})"
     if not facts["frames"] and not facts["error"]:
         facts["error"] = "holds no frames"
