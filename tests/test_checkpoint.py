@@ -10,16 +10,17 @@ import pytest
 import torch
 from conftest import ROOT
 from fresh import python, start
-from test_loop import STAGE_1, leave_at
-from test_train import SHAPES, SMALL, folder, same, train_small, weights  # noqa: F401
+from test_loop import STAGE_1, changed, leave_at
+from test_train import (SHAPES, SHORT, folder, same, shapes_run, train_small,  # noqa: F401
+                        weights)
 from torch import nn
 
 import train
+from data.moving_shapes import MovingShapes
 from tokenizer import TOKENIZERS, TokenizerConfig
 from training.checkpoint import (as_plain, from_plain, load_checkpoint, load_network, load_run,
                                  previous, read_checkpoint, save_checkpoint)
 from training.presets import PRESETS
-from training.start import build
 
 
 @pytest.fixture
@@ -114,16 +115,6 @@ def test_kill_9_while_a_checkpoint_is_written_leaves_a_whole_one(path):
 # ---------------------------------------------------------------------------------------------
 # A disk that is full, and what is kept
 
-FULL = """
-import resource, sys
-sys.path.insert(0, {root!r})
-import train
-resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
-sys.argv[1:] = {arguments!r}
-train.main()
-"""
-
-
 def test_a_disk_that_is_full_costs_nothing_but_time(folder, tmp_path):
     """No file may grow beyond a limit that a checkpoint needs: it ends in one line."""
     run = tmp_path / "run"
@@ -131,8 +122,10 @@ def test_a_disk_that_is_full_costs_nothing_but_time(folder, tmp_path):
         train_small(folder, run, stage="tokenizer", on_step=leave_at(3))
     before = {path.name: path.read_bytes() for path in run.glob("*.pt*")}
     limit = (run / "tokenizer.pt").stat().st_size // 2
-    arguments = ["toy", "--data", str(folder), "--out", str(run), *SMALL, *STAGE_1]
-    done = python("-c", FULL.format(root=str(ROOT), size=limit, arguments=arguments))
+    done = python("-c", changed(folder, run, STAGE_1, f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+"""))
     assert done.returncode == 1
     last = [line for line in done.stderr.splitlines() if line.startswith("train.py:")]
     assert len(last) == 1 and "could not be written" in last[0] and "of step 2" in last[0]
@@ -229,19 +222,8 @@ def test_a_configuration_that_no_checkpoint_could_find_is_refused_before_trainin
 # A run
 
 @pytest.fixture
-def run(tmp_path):
-    """A run folder of untrained networks; the tokenizer's EMA differs from its weights."""
-    torch.manual_seed(0)
-    for stage in ("tokenizer", "transformer"):
-        network = build(PRESETS["toy"], stage, num_classes=16).networks[stage]
-        networks = {stage: network.state_dict()}
-        if stage == "tokenizer":
-            networks["ema"] = {name: tensor + 0.01 for name, tensor in networks[stage].items()}
-        save_checkpoint(tmp_path / f"{stage}.pt", dict(
-            stage=stage, step=5, finished=True, **networks,
-            config=dict(network=as_plain(network.config), train=as_plain(PRESETS["toy"]),
-                        data=as_plain(SHAPES))))
-    return tmp_path
+def run(shapes_run, tmp_path):
+    return shutil.copytree(shapes_run, tmp_path / "run")
 
 
 def test_a_run_is_rebuilt_from_its_files_with_the_ema_tokenizer(run):
@@ -250,7 +232,8 @@ def test_a_run_is_rebuilt_from_its_files_with_the_ema_tokenizer(run):
     assert loaded.tokenizer.config == TOKENIZERS["toy"]
     for network in (loaded.tokenizer, loaded.transformer):
         assert not network.training and not any(p.requires_grad for p in network.parameters())
-    assert loaded.config == PRESETS["toy"] and loaded.data == SHAPES
+    assert loaded.config == replace(SHORT, adversarial_weight=0.1)
+    assert loaded.class_names == MovingShapes().class_names
     assert len(loaded.held_out()) == 64
     raw = load_network(state, averaged=False)
     assert torch.equal(raw.quantizer.codebook, state["tokenizer"]["quantizer.codebook"])

@@ -1,5 +1,7 @@
 """training/kernels.py: layers exchanged for this machine compute what the plain ones do."""
 import copy
+import platform
+import resource
 from dataclasses import replace
 
 import pytest
@@ -171,3 +173,16 @@ def test_auto_is_bfloat16_where_it_is_fast_and_every_other_name_itself(monkeypat
     assert kernels.resolve_precision("auto", torch.device(device)) == precision
     for name in ("bf16", "tf32", "float32"):
         assert kernels.resolve_precision(name, torch.device(device)) == name
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or torch.cuda.is_available(),
+                    reason="it is the C library of Linux that is told, where CPUs compute")
+def test_memory_that_a_tensor_left_is_there_for_the_next_one():
+    """64 MB are 16,384 pages; a new block from the system would cost a fault for each."""
+    kernels.keep_memory()
+    faults = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**26, dtype=torch.uint8)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert max(faults[2:]) < 1000            # the heap is in one piece by then

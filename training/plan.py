@@ -25,7 +25,7 @@ from steps import TokenBatch, Trainee, tokenizer_step, transformer_step
 from training.kernels import resolve_precision
 from training.presets import TrainConfig, settings_of
 from training.processes import device_of_this_process
-from training.start import build_networks, build_optimizers, without_weights
+from training.start import build, build_networks, build_optimizers, without_weights
 
 # PyTorch counts attention on GPUs only; on CPUs it is another operation with the same shapes.
 aten = torch.ops.aten
@@ -124,9 +124,9 @@ def try_step(config: TrainConfig, stage: str) -> str:
     """Two real steps of a stage on SOME made-up clips on this GPU: memory and clips a second."""
     device = device_of_this_process()
     config = replace(config, precision=resolve_precision(config.precision, device), accumulate=1)
-    networks = {name: network.to(device) for name, network in build_networks(
-        config, stage, config.num_classes or 1).items()}
-    step = made_up_step(Trainee(networks, build_optimizers(networks, config)), config, stage, SOME)
+    torch.cuda.reset_peak_memory_stats(device)
+    trainee = build(config, stage, num_classes=config.num_classes or 1, device=device)
+    step = made_up_step(trainee, config, stage, SOME)
     step()
     torch.cuda.synchronize()
     begin = time.perf_counter()
