@@ -1,6 +1,5 @@
 """training/loop.py and processes.py: a run resumes exactly, alone or as several processes."""
 import json
-import math
 import os
 import shutil
 import signal
@@ -106,23 +105,17 @@ def test_kill_9_in_a_step_or_while_a_checkpoint_is_written_changes_nothing(folde
 
 @pytest.mark.slow
 def test_kill_9_at_twenty_random_moments_changes_nothing(folder, tmp_path):
-    arguments = ["--tokenizer-steps", "1500", "--transformer-steps", "1500", "--save-every", "5",
-                 "--no-report"]
-    assert execute(folder, tmp_path / "whole", arguments).returncode == 0
-    environment = os.environ | dict(OMP_NUM_THREADS="1")
-    random, kills = np.random.default_rng(0), 0
-    while kills < 20:
-        running = subprocess.Popen(command(folder, tmp_path / "killed", arguments), cwd=ROOT,
-                                   env=environment, stderr=subprocess.DEVNULL)
-        try:
-            running.wait(3 + 1.5 * random.random())
-            break
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
-            kills += 1
-    assert kills == 20, f"killed {kills} times only: give the run more steps"
-    assert execute(folder, tmp_path / "killed", arguments).returncode == 0
+    words = ["--tokenizer-steps", "1500", "--transformer-steps", "1500", "--save-every", "5",
+             "--no-report"]
+    random, begun = np.random.default_rng(0), []
+    for _ in range(20):
+        begun.append(start(*command(folder, tmp_path / "killed", words)[1:], OMP_NUM_THREADS=1))
+        begun[-1].join(2 + 1.5 * random.random())
+        begun[-1].kill()
+        begun[-1].join()
+    assert all(each.exitcode == -signal.SIGKILL for each in begun), "give the run more steps"
+    for name in ("killed", "whole"):
+        assert execute(folder, tmp_path / name, words).returncode == 0
     for stage in ("tokenizer", "transformer"):
         same(weights(tmp_path / "whole", stage), weights(tmp_path / "killed", stage))
 
@@ -211,20 +204,17 @@ def test_a_checkpoint_of_other_settings_is_refused_and_what_may_change_is_taken(
 
 def test_a_setting_that_an_old_checkpoint_does_not_know_had_its_default(folder, tmp_path):
     """It resumes to the same end, and refuses another value by the setting's name."""
-    train_small(folder, tmp_path, GAN)
-    for stage, name, default in (("tokenizer", "r1_weight", 10.0),
-                                 ("transformer", "weight_decay", 0.045)):
-        end, path = weights(tmp_path, stage), tmp_path / f"{stage}.pt"
-        state = read_checkpoint(previous(path))
-        assert not state["finished"]
-        del state["config"]["train"][name]
-        path.unlink()
-        save_checkpoint(previous(path), state)
-        with pytest.raises(ValueError, match=f"train.{name} {default} there, 3.0 here"):
-            train_small(folder, tmp_path, [*GAN, f"--{name.replace('_', '-')}", "3"], stage)
-        assert train_small(folder, tmp_path, GAN, stage)
-        same(end, weights(tmp_path, stage))
-        assert name in read_checkpoint(path)["config"]["train"]
+    train_small(folder, tmp_path, GAN, "tokenizer")
+    end, path = weights(tmp_path, "tokenizer"), tmp_path / "tokenizer.pt"
+    state = read_checkpoint(previous(path))
+    del state["config"]["train"]["r1_weight"]
+    path.unlink()
+    save_checkpoint(previous(path), state)
+    with pytest.raises(ValueError, match="train.r1_weight 10.0 there, 3.0 here"):
+        train_small(folder, tmp_path, [*GAN, "--r1-weight", "3"], "tokenizer")
+    assert train_small(folder, tmp_path, GAN, "tokenizer")
+    same(end, weights(tmp_path, "tokenizer"))
+    assert read_checkpoint(path)["config"]["train"]["r1_weight"] == 10.0
 
 
 def test_a_half_done_stage_does_not_go_on_with_other_clips_or_another_tokenizer(folder, tmp_path):
@@ -561,18 +551,15 @@ def test_the_look_tells_the_class_where_training_tells_it(tmp_path):
 
 def test_a_short_run_warns_about_its_average_and_reports_the_raw_weights_too(folder, tmp_path,
                                                                              capsys):
-    said = []
-    for name, decay in (("short", "0.99"), ("enough", "0.5")):
+    for name, decay, warned in (("short", "0.99", True), ("enough", "0.5", False)):
         train_small(folder, tmp_path / name, ["--tokenizer-ema", decay, "--tasks", "CG"])
-        said.append(capsys.readouterr().err)
-    assert "warning: after 6 steps the averaged weights are still 94% those of the start" in said[0]
-    assert "averaged weights" not in said[1]
-    assert "reconstruction_not_averaged" not in report(tmp_path / "enough")
-    both = report(tmp_path / "short")
-    assert "by the weights that were not averaged" in capsys.readouterr().out
+        said = "warning: after 6 steps the averaged weights are still 94% those of the start"
+        assert (said in capsys.readouterr().err) == warned
+        assert ("reconstruction_not_averaged" in report(tmp_path / name)) == warned
     state = read_checkpoint(tmp_path / "short/tokenizer.pt")
     source = open_source(settings(folder)[1], (8, 16, 16))
-    for key, which in (("reconstruction", True), ("reconstruction_not_averaged", False)):
-        network = load_network(state, averaged=which)
+    both = json.loads((tmp_path / "short/metrics.json").read_text())
+    for key, averaged in (("reconstruction", True), ("reconstruction_not_averaged", False)):
+        network = load_network(state, averaged=averaged)
         assert both[key] == pytest.approx(evaluate_reconstruction(network, source, 6))
     assert both["reconstruction"] != both["reconstruction_not_averaged"]
