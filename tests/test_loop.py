@@ -105,12 +105,12 @@ def test_kill_9_in_a_step_or_while_a_checkpoint_is_written_changes_nothing(folde
 
 @pytest.mark.slow
 def test_kill_9_at_twenty_random_moments_changes_nothing(folder, tmp_path):
-    words = ["--tokenizer-steps", "1500", "--transformer-steps", "1500", "--save-every", "5",
+    words = ["--tokenizer-steps", "600", "--transformer-steps", "600", "--save-every", "5",
              "--no-report"]
     random, begun = np.random.default_rng(0), []
     for _ in range(20):
         begun.append(start(*command(folder, tmp_path / "killed", words)[1:], OMP_NUM_THREADS=1))
-        begun[-1].join(2 + 1.5 * random.random())
+        begun[-1].join(2 + 1.5 * random.random())               # a second of it to begin
         begun[-1].kill()
         begun[-1].join()
     assert all(each.exitcode == -signal.SIGKILL for each in begun), "give the run more steps"
