@@ -193,7 +193,8 @@ def test_a_field_that_came_later_has_its_default_and_one_that_is_gone_is_refused
 @pytest.mark.parametrize("name", [
     "os.path.X", "tests.test_checkpoint.Own", "runs.mine.Config", "assets.x.Config",
     "Config", "", "training.checkpoint.Run", "tokenizer.Encoder",
-    "tokenizer.gone", "tokenizer.TokenizerConfig.build", "..tests.x.Config", "data/../tests/x.Config"])
+    "tokenizer.gone", "tokenizer.TokenizerConfig.build", "..tests.x.Config",
+    "data/../tests/x.Config"])
 def test_only_frozen_dataclasses_of_the_project_are_imported(name):
     """Not the rest of the machine, and nothing that may have come with a run."""
     before = set(sys.modules)

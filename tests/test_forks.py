@@ -37,8 +37,8 @@ ROWS = {
     "data": ("use a data set object of your own, for training and `--protocol own`",
              "`class_names`, `len()` and `clip(index, random)`, given to `train.train` and "
              "`evaluate.evaluate_protocol`", 0, 0),
-    "tokenizer": ("use another tokenizer", "a file of your own, beside `train.py`, with six methods "
-                  "and a configuration that builds it", 0, 0),
+    "tokenizer": ("use another tokenizer", "a file of your own, beside `train.py`, with six "
+                  "methods and a configuration that builds it", 0, 0),
     "transformer": ("pre-LN and rotary positions", "a file of your own that overrides `Block` and "
                     "`Attention.attend`, counted here", 40, 1),
     "text": ("text embeddings instead of a label", "a file of your own that overrides "
@@ -106,13 +106,15 @@ def test_a_task_is_a_region_and_a_row(fork):
     """In the middle of TASKS: prompts, the paper's sets and an older run stay what they were."""
     train(replace(PRESETS["toy"], **TINY), DataConfig(dataset="shapes"), fork.folder / "old",
           draw=False)
-    fork.edit("commit.py", "@dataclass(frozen=True)\nclass Task:", '''def left_half(T: int, H: int, W: int) -> Tensor:
+    fork.edit("commit.py", "@dataclass(frozen=True)\nclass Task:", '''\
+def left_half(T: int, H: int, W: int) -> Tensor:
     return (torch.arange(W) < W // 2).expand(T, H, W)
 
 
 @dataclass(frozen=True)
 class Task:''')
-    fork.edit("commit.py", '    "FI": Task(', '''    "OPL": Task("left outpainting", left_half, edge_padding),
+    fork.edit("commit.py", '    "FI": Task(', '''\
+    "OPL": Task("left outpainting", left_half, edge_padding),
     "FI": Task(''')
     fork.within("task")
     fork.run(TRAIN + """
@@ -147,7 +149,7 @@ train(replace(tiny, mask_schedule="sine", decode_schedule="sine"), DataConfig(da
 """)
 
 
-TOKENIZER = '''"""Finite scalar quantization (Mentzer et al. 2024) of 4x8x8 patches, one linear layer each way."""
+TOKENIZER = '''"""Finite scalar quantization (Mentzer et al. 2024) of 4x8x8 patches, all linear."""
 from dataclasses import dataclass
 
 import torch
@@ -221,7 +223,8 @@ config = replace(tiny, tokenizer=ScalarConfig(), codebook_from_data=False)
 data = DataConfig(dataset="shapes")
 train(config, data, "run", draw=False)
 train(config, data, "run", draw=False)
-assert load_run("run").tokenizer.codebook_size == 125 == load_run("run").transformer.config.codebook_size
+run = load_run("run")
+assert run.tokenizer.codebook_size == 125 == run.transformer.config.codebook_size
 evaluate_protocol("run", "own", samples=4, batch=4, metrics=["psnr"], decoding=dict(steps=2))
 assert "tokens of 125" in plan("mine", replace(config, token_pool=0))
 try:
@@ -264,7 +267,7 @@ class RotaryTransformer(MaskedTransformer):
         self.position_embedding.weight.data.zero_()
         self.position_embedding.weight.requires_grad_(False)
 '''
-TEXT = '''"""A class token that is a projected text embedding: label i reads row i of config.file."""
+TEXT = '''"""A class token that is a projected text embedding: label i has row i of a file."""
 from dataclasses import dataclass
 import numpy as np
 import torch

@@ -132,7 +132,8 @@ def test_r1_costs_little_more_than_the_passes_it_is_made_of():
             if type(layer) is SafeConv3d:
                 layer.__class__ = torch.nn.Conv3d
         theirs, slow = r1(), seconds_of(r1)
-    print(f"\nforward {forward * 1e3:.1f} ms, R1 {fast * 1e3:.1f} ms, PyTorch's {slow * 1e3:.1f} ms")
+    print(f"\nforward {forward * 1e3:.1f} ms, R1 {fast * 1e3:.1f} ms, "
+          f"PyTorch's {slow * 1e3:.1f} ms")
     scale = max(g.abs().max() for g in theirs if g is not None)
     for a, b in zip(ours, theirs):
         assert (a is None) == (b is None) and (a is None or (a - b).abs().max() <= 1e-5 * scale)

@@ -476,7 +476,8 @@ def test_what_goes_wrong_is_named_once_with_what_to_try(capsys, more, words):
         shown = watch(step, terms(**more))
     message = capsys.readouterr().err
     assert message.count("warning") == bool(words) == (" --" in message) and words in message
-    assert shown["psnr"] == pytest.approx(20.0) and shown["codes"] == (1 if "codes" in words else 64)
+    assert shown["psnr"] == pytest.approx(20.0)
+    assert shown["codes"] == (1 if "codes" in words else 64)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
@@ -536,7 +537,8 @@ def test_held_out_clips_are_looked_at_and_training_does_not_notice(folder, tmp_p
     losses = [f"loss at {ratio}" for ratio in (0.1, 0.3, 0.5, 0.7, 0.9)]
     assert looks == [(stage, step, names) for stage, names in (
         ("tokenizer", ["psnr"]), ("transformer", losses)) for step in (2, 5)]
-    config = replace(settings("")[0], evaluate_every=6)      # an object without any: it is looked at
+    # An object that keeps no clips back is looked at itself.
+    config = replace(settings("")[0], evaluate_every=6)
     assert train.train(config, Noise(), tmp_path / "object", stage="tokenizer", draw=False)
     assert "psnr" in log_of(tmp_path / "object")[-1]["held_out"]
 

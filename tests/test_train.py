@@ -420,7 +420,8 @@ def test_a_transformer_starts_from_another_run_with_its_classes_and_tasks_by_nam
     old, new = (load_run(run).transformer for run in (shapes_run, tmp_path))
     assert read_checkpoint(tmp_path / "transformer.pt")["origin"] == dict(
         run=str(shapes_run.resolve()), step=3)
-    assert new.config.tasks == (*old.config.tasks, "NEW") and (old.no_class, new.no_class) == (16, 18)
+    assert new.config.tasks == (*old.config.tasks, "NEW")
+    assert (old.no_class, new.no_class) == (16, 18)
     torch.manual_seed(config.seed)
     fresh = build(config, "transformer", num_classes=18).networks["transformer"]
     theirs = {name: 128 + row for row, name in enumerate(MovingShapes().class_names)}
@@ -614,7 +615,8 @@ def test_every_field_is_a_flag_with_its_comment_as_help_below_its_heading(config
         if type(read) is bool:
             assert read and not getattr(train.parse(dict(mine=config), [
                 "--data", "x", f"--no-{flag[2:]}"])[0], field.name)
-    for words in ("of the discriminator's R1, App. B.2", "anew in each step", "stage 1, tokenizer: ", "machine: ", "clips: "):
+    for words in ("of the discriminator's R1, App. B.2", "anew in each step",
+                  "stage 1, tokenizer: ", "machine: ", "clips: "):
         assert words in helped
     if type(config) is OwnConfig:
         assert "of my own: --sharpness VALUE of nothing at all, in 100 % of all cases" in helped
