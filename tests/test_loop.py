@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 from fresh import python, start, torchrun
-from test_train import (GAN, SHAPES, SMALL, TRAINED, Noise, folder, gradients, kept,  # noqa: F401
+from test_train import (GAN, SMALL, TRAINED, Noise, folder, gradients, kept,  # noqa: F401
                         log_of, same, settings, tokenizer_trainee, train_small, weights)
 
 import train
@@ -26,7 +26,6 @@ from steps import TokenBatch, tokenizer_step, transformer_step
 from training.checkpoint import (load_network, load_run, previous, read_checkpoint,
                                  save_checkpoint)
 from training.loop import learning_rate, seed_of
-from training.presets import PRESETS
 from training.processes import average_terms, join_processes
 from training.start import build
 from training.watch import HeldOut, TokenizerWatch
