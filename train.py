@@ -45,7 +45,7 @@ from steps import TokenBatch, tokenizer_step, transformer_step
 from training.checkpoint import (as_plain, is_there, load_checkpoint, load_network, weights_hash)
 from training.kernels import resolve_precision
 from training.loop import OnStep, Stage, fit
-from training.plan import doubts, plan
+from training.plan import plan
 from training.presets import PRESETS, TASK_SETS, TrainConfig
 from training.processes import Processes, from_first, start_processes, threads_of_this_process
 from training.start import build, refuse_impossible, start_weights, usable_tasks
@@ -115,10 +115,12 @@ def open_data(config: TrainConfig, data: DataConfig | ClipSource, run: Path, sta
         raise ValueError(f"the data have no classes, and {' '.join(config.tasks)} need some; give "
                          "videos in folders of the classes' names, or other --tasks")
     for name in stages:
-        if not config.steps(name, len(source))[0]:
+        steps, warmup = config.steps(name, len(source))
+        if not steps:
             raise ValueError(f"0 steps of the {name}; set its steps or epochs")
-        for words in doubts(config, name, len(source)) if processes.rank == 0 else []:
-            print(f"warning: {words}", file=sys.stderr)
+        if warmup >= steps and processes.rank == 0:
+            print(f"warning: {steps} steps of the {name} and {warmup} of warm-up: the learning "
+                  "rate never reaches its peak", file=sys.stderr)
     return source, data
 
 

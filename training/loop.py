@@ -2,9 +2,10 @@
 
 Paper   App. B.2 (learning rate); the rest is what keeps a long run alive
 
-Files   RUN/STAGE.pt, the checkpoint; RUN/log.jsonl, a line every ten steps with the stage, the step,
-        the learning rate, every term of the loss, clips a second, and the share of the time that
-        was spent waiting for clips. Steps that a stop has undone are there twice
+Files   RUN/STAGE.pt, the checkpoint; RUN/log.jsonl, a line every ten steps and for every checkpoint,
+        with the stage, the step, the learning rate, every term of the loss, seconds since the
+        start, clips a second, and the share of the time that was spent waiting for clips. Steps
+        that a stop has undone are there twice
 
 Read    Stage and fit; then resume, which decides where it starts, and what it refuses.
 
@@ -31,7 +32,7 @@ from data.source import digest
 from steps import Trainee
 from training.checkpoint import (as_plain, from_plain, is_there, load_checkpoint,
                                  save_checkpoint)
-from training.presets import MAY_CHANGE, STAGE_2, TrainConfig, settings_of
+from training.presets import MAY_CHANGE, STAGE_2, TrainConfig
 from training.processes import (Processes, StopSignal, average_terms, float32_as, from_first,
                                 refuse_different)
 
@@ -82,51 +83,59 @@ def fit(stage: Stage, config: TrainConfig, run: Path, processes: Processes = Pro
     a checkpoint cannot be written: both name the last good one.
     """
     path, total, first = run / f"{stage.name}.pt", stage.steps, processes.rank == 0
-    peak = getattr(config, f"{settings_of(stage.name)}_rate")
+    peak, batch_size = config.of(stage.name, "rate"), config.of(stage.name, "batch")
     with contextlib.closing(stage), locked(run, processes), StopSignal() as stop, float32_as(
             config.precision):
-        start = resume(stage, path, processes)
-        saved, last_save, pace = start, time.monotonic(), Pace(stage, config)
+        start = saved = logged = resume(stage, path, processes)
+        begun, since, waited = time.monotonic(), time.monotonic(), 0.0
         bar = tqdm(range(start, total), stage.name, total, initial=start, disable=not first,
                    mininterval=1.0)
         for step in bar:
-            pace.waits()
+            asked = time.monotonic()
             batch = stage.batch_of(step)
-            pace.works()
+            waited += time.monotonic() - asked
             rate, done = learning_rate(step, peak, stage.warmup, total), step + 1
             set_rate(stage.trainee, rate)
             torch.manual_seed(seed_of(config.seed, processes.rank, step))            # dropout
             terms = stage.step(stage.trainee, batch, config)
-            terms |= stage.watch(step, terms) | dict(stop=torch.tensor(
-                float(stop.received), device=processes.device))
+            terms |= stage.watch(step, terms)
+            terms["stop"] = torch.tensor(float(stop.received), device=processes.device)
             terms = average_terms(terms)
             heard = on_step(stage, step, terms) if first and on_step else None
-            if stage.look and first and config.evaluate_every and done % config.evaluate_every == 0:
-                heard = dict(held_out=stage.look()) | (heard or {})
-            by_number = any(every and done % every == 0
-                            for every in (config.save_every, config.keep_every))
-            logged = step % LOG_EVERY == 0 or done == total
-            alone_stopped = stop.received and processes.world == 1
-            if not (logged or heard or by_number or alone_stopped):
+
+            keeps, looks = divides(config.keep_every, done), divides(config.evaluate_every, done)
+            saves = divides(config.save_every, done) or keeps or done == total
+            reads = (step % LOG_EVERY == 0 or saves or looks
+                     or stop.received and processes.world == 1)
+            if not (reads or heard):
                 continue
             # From here on, the host waits for the device, to read this step's numbers.
             numbers = read(terms)
-            leaves = numbers.pop("stop") > 0 and (logged or by_number or alone_stopped)
+            stopped = numbers.pop("stop") > 0 and reads          # then all processes leave
             refuse_not_finite(stage, step, numbers, path, saved)
-            if first and (logged or heard):
+            if first:
                 bar.set_postfix(loss=f"{numbers['loss']:.3f}", refresh=False)
-                write_log(run, dict(stage=stage.name, step=step, rate=rate) | numbers
-                          | (heard or {}) | pace.since_last(step))
-            by_clock = logged and 0 < 60 * config.save_minutes <= time.monotonic() - last_save
-            if first and (done == total or leaves or by_number or by_clock):
-                save(stage, done, path, saved, config.keep_every)
-                saved, last_save = done, time.monotonic()
-            if leaves and done < total:
+                numbers |= dict(held_out=stage.look()) if looks and stage.look else {}
+                numbers |= heard or {}
+                now = time.monotonic()
+                write_log(run, dict(stage=stage.name, step=step, rate=rate) | numbers | dict(
+                    seconds=now - begun, waiting=waited / (now - since), clips_per_second=(
+                        done - logged) * batch_size / (now - since)))
+                logged, since, waited = done, now, 0.0
+            if first and (saves or stopped):
+                save(stage, done, path, saved, keeps)
+                saved = done
+            if stopped and done < total:
                 if first:
                     print(f"\nstopped after step {done} of {total} of the {stage.name}, saved in "
                           f"{path}; the same command resumes from here", file=sys.stderr)
                 return False
     return True
+
+
+def divides(every: int, done: int) -> bool:
+    """Whether something that is due every so many steps (0: never) is due after `done`."""
+    return every > 0 and done % every == 0
 
 
 def set_rate(trainee: Trainee, rate: float) -> None:
@@ -164,12 +173,12 @@ def last_good(path: Path, saved: int) -> str:
     return f"The last good checkpoint is {path} of step {saved}"
 
 
-def save(stage: Stage, done: int, path: Path, saved: int, keep_every: int) -> None:
+def save(stage: Stage, done: int, path: Path, saved: int, keep: bool) -> None:
     """Save a stage after `done` steps. OSError where the disk is full: the one before stays."""
     try:
         save_checkpoint(path, dict(stage=stage.name, step=done, finished=done == stage.steps)
                         | stage.saved | stage.trainee.state())
-        if keep_every and done % keep_every == 0:
+        if keep:
             kept = path.with_name(f"{path.stem}-step-{done}.pt")
             kept.unlink(missing_ok=True)
             os.link(path, kept)                      # the same file by a second name, no copy
@@ -186,29 +195,6 @@ def write_log(run: Path, line: dict) -> None:
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")
         file.write((json.dumps(rounded, default=float) + "\n").encode())
-
-
-class Pace:
-    """How fast a stage goes: clips a second, and the share of the time spent waiting for them."""
-
-    def __init__(self, stage: Stage, config: TrainConfig):
-        self.clips = getattr(config, f"{settings_of(stage.name)}_batch")
-        self.begin = self.since = self.asked = time.monotonic()
-        self.waited, self.step = 0.0, None
-
-    def waits(self) -> None:
-        self.asked = time.monotonic()
-
-    def works(self) -> None:
-        self.waited += time.monotonic() - self.asked
-
-    def since_last(self, step: int) -> dict[str, float]:
-        now, steps = time.monotonic(), 1 if self.step is None else step - self.step
-        seconds = max(now - self.since, 1e-9)
-        pace = dict(seconds=round(now - self.begin, 2), waiting=round(self.waited / seconds, 4),
-                    clips_per_second=round(steps * self.clips / seconds, 2))
-        self.since, self.waited, self.step = now, 0.0, step
-        return pace
 
 
 # ---------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Paper   App. A.1 and A.2 (sizes), App. B.2 and Table 2 of the appendix (steps)
 Shapes  any, without contents: FakeTensorMode gives every tensor a shape and no memory, so that
         the real training step of the largest model is counted in seconds on a laptop
 
-Read    plan, flop_of_step; made_up_step, a step on made-up clips; doubts.
+Read    plan, flop_of_step; made_up_step, a step on made-up clips.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from commit import TASKS, nothing
 from steps import TokenBatch, Trainee, tokenizer_step, transformer_step
 from training.kernels import resolve_precision
-from training.presets import TrainConfig, settings_of
+from training.presets import TrainConfig
 from training.processes import device_of_this_process
 from training.start import build, build_networks, build_optimizers, without_weights
 
@@ -38,7 +38,7 @@ SOME = 4                             # clips on which a step is counted and trie
 
 
 def plan(name: str, config: TrainConfig) -> str:
-    """What a preset would do, as a table: settings, sizes, steps, arithmetic, bytes.
+    """What a preset would do, as text: settings, sizes, steps, arithmetic, bytes.
 
     On a GPU each stage also takes two real steps on made-up clips, for what no counting knows.
     """
@@ -60,18 +60,17 @@ def plan(name: str, config: TrainConfig) -> str:
                      "many steps as the other")
     for stage, parts in networks.items():
         steps, warmup = config.steps(stage, config.train_videos)
-        batch = getattr(config, f"{stage}_batch")
+        batch = config.of(stage, "batch")
         lines.append(f"\nstage {stage}: {config.train_videos:,} videos, batch {batch}: "
                      f"{max(1, config.train_videos // batch):,} steps per epoch, {steps:,} steps, "
                      f"{warmup:,} of warm-up")
-        lines += [f"  {part:14} {sum(p.numel() for p in network.parameters()):>12,} parameters"
-                  for part, network in parts.items() if part not in ("ema", "lecam")]
-        kept = 4 * (sum(p.numel() for network in parts.values() for p in network.parameters())
-                    + 2 * sum(p.numel() for part, network in parts.items() if part != "ema"
-                              for p in network.parameters()))
+        counts = {part: sum(p.numel() for p in network.parameters())
+                  for part, network in parts.items()}
+        lines += [f"  {part:14} {count:>12,} parameters" for part, count in counts.items()
+                  if part not in ("ema", "lecam")]
+        kept = 4 * (3 * sum(counts.values()) - 2 * counts.get("ema", 0))   # Adam has two averages
         lines.append(f"  weights and optimizers (a checkpoint): {kept / 2**20:,.1f} MiB")
         lines.append(f"  a step: {batch * flop_of_step(config, stage) / 1e12:,.2f} TFLOP")
-        lines += [f"  warning: {words}" for words in doubts(config, stage, config.train_videos)]
         if device_of_this_process().type == "cuda":
             lines.append(try_step(config, stage))
     return "\n".join(lines)
@@ -157,17 +156,3 @@ def made_up_step(trainee: Trainee, config: TrainConfig, stage: str, clips: int
                        scores=torch.rand(clips, size.num_tokens, device=device),
                        r=torch.rand(clips, device=device))
     return lambda: transformer_step(trainee, batch, config)
-
-
-def doubts(config: TrainConfig, stage: str, videos: int) -> list[str]:
-    """What is odd about the length of a stage, in words; nothing for a run of sensible length."""
-    steps, warmup = config.steps(stage, videos)
-    words = []
-    if warmup >= steps:
-        words.append(f"{steps:,} steps, and {warmup:,} of warm-up: the learning rate never reaches "
-                     f"its peak (--{settings_of(stage)}-warmup)")
-    start = config.tokenizer_ema ** steps
-    if stage != "transformer" and start > 0.05:
-        words.append(f"after {steps:,} steps the averaged weights are still {start:.0%} those of "
-                     "the start; look at the raw ones too, or lower --tokenizer-ema")
-    return words

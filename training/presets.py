@@ -79,10 +79,8 @@ class TrainConfig(Recipe):
     # machine
     seed: int = 0                   # decides every random draw of a run
     recompute: bool = False         # recompute activations instead of keeping them
-    tokenize_at_once: int = 16      # clips that stage 2 tokenizes together
     compile: bool = False           # torch.compile
     save_every: int = 500           # steps between checkpoints, or 0
-    save_minutes: float = 0.0       # minutes between checkpoints, or 0
     keep_every: int = 0             # steps between checkpoints that are kept for good, or 0
     evaluate_every: int = 0         # steps between looks at held-out clips, or 0
 
@@ -126,12 +124,16 @@ class TrainConfig(Recipe):
         """The transformer's sizes; vocabulary and tokens are filled in when stage 2 starts."""
         return named(self.transformer, TRANSFORMERS, "transformer")
 
+    def of(self, stage: str, setting: str) -> float:
+        """A setting that both stages have: of("transformer", "rate") is transformer_rate. The
+        2D-VQ (stage "image") has the settings of the tokenizer."""
+        return getattr(self, f"{'transformer' if stage == 'transformer' else 'tokenizer'}_{setting}")
+
     def steps(self, stage: str, videos: int) -> tuple[int, int]:
         """(steps in all, steps of warm-up) of a stage on so many training videos."""
-        epochs, steps, batch, warmup = (getattr(self, f"{settings_of(stage)}_{field}") for field in
-                                        ("epochs", "steps", "batch", "warmup"))
-        per_epoch = max(1, videos // batch)
-        return steps or round(epochs * per_epoch), warmup or per_epoch
+        per_epoch = max(1, videos // self.of(stage, "batch"))
+        return (self.of(stage, "steps") or round(self.of(stage, "epochs") * per_epoch),
+                self.of(stage, "warmup") or per_epoch)
 
     def check(self) -> None:
         """ValueError, in one line, where a value makes no sense."""
@@ -144,12 +146,12 @@ class TrainConfig(Recipe):
                                  + " or ".join(filter(None, choices)))
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop is {self.crop}; wanted above 0, and 1 at most")
-        for field in ("tokenizer_batch", "transformer_batch", "accumulate", "tokenize_at_once",
-                      "decode_steps", "condition_frames", "stride", "frames", "resolution"):
+        for field in ("tokenizer_batch", "transformer_batch", "accumulate", "decode_steps",
+                      "condition_frames", "stride", "frames", "resolution"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; wanted at least 1")
-        if min(self.save_every, self.save_minutes, self.keep_every, self.evaluate_every) < 0:
-            raise ValueError("save_every, save_minutes, keep_every and evaluate_every count from 0")
+        if min(self.save_every, self.keep_every, self.evaluate_every) < 0:
+            raise ValueError("save_every, keep_every and evaluate_every count from 0")
         if not self.tasks:
             raise ValueError("no tasks; name some of " + " ".join(TASKS))
         if self.init and self.inflate:
@@ -160,8 +162,7 @@ class TrainConfig(Recipe):
 
 # Settings that a stopped run may change: they do not touch what is trained, beyond rounding.
 MAY_CHANGE = ("lpips_weights", "decode_steps", "decode_schedule", "decode_temperature", "precision",
-              "accumulate", "recompute", "tokenize_at_once", "compile", "save_every",
-              "save_minutes", "keep_every", "evaluate_every")
+              "accumulate", "recompute", "compile", "save_every", "keep_every", "evaluate_every")
 # Settings of stage 2 alone, in which a run may differ while its stage 1 is resumed.
 STAGE_2 = ("mask_schedule", "label_smoothing", "loss_weights", "gradient_clip", "tasks",
            "condition_frames", "transformer", "transformer_epochs", "transformer_steps",
@@ -176,11 +177,6 @@ def named(name: str | object, sizes: dict, kind: str):
     if name not in sizes:
         raise ValueError(f"{kind} {name!r} is unknown; choose from {', '.join(sizes)}")
     return sizes[name]
-
-
-def settings_of(stage: str) -> str:
-    """What the names of a stage's settings begin with; the 2D-VQ ("image") has the tokenizer's."""
-    return "transformer" if stage == "transformer" else "tokenizer"
 
 
 # Sec. 4.1, App. B.2, App. B.3: what differs between data sets; the rest is the same for all.
@@ -222,8 +218,7 @@ def _paper_preset(dataset: str, size: str) -> TrainConfig:
     return TrainConfig(
         **row, tokenizer=("L" if large else "B") + ("-64px" if small_pictures else ""),
         transformer=size, tokenizer_epochs=EPOCHS[dataset][large],
-        transformer_epochs=EPOCHS[dataset][2 + large], tokenizer_batch=256 if large else 128,
-        save_every=0, save_minutes=20.0)
+        transformer_epochs=EPOCHS[dataset][2 + large], tokenizer_batch=256 if large else 128)
 
 
 PRESETS = {

@@ -27,7 +27,7 @@ from steps import Trainee
 from tokenizer import Encoder, ResidualBlock, inflate
 from training.checkpoint import from_plain, is_there, load_checkpoint, load_network
 from training.kernels import use
-from training.presets import TrainConfig, settings_of
+from training.presets import TrainConfig
 from transformer import TransformerConfig
 
 
@@ -122,15 +122,13 @@ def without_weights(make: Callable[[], Any]) -> Any:
 def refuse_impossible(config: TrainConfig, stages: list[str], world: int = 1) -> None:
     """ValueError, before anything is opened or trained, where some stage could not begin."""
     config.check()
-    unknown = set(stages) - {"image", "tokenizer", "transformer"}
-    if unknown:
-        raise ValueError(f"stage {unknown.pop()!r} is unknown; choose all, image, tokenizer or "
-                         "transformer")
     for stage in stages:
-        batch = f"{settings_of(stage)}_batch"
-        if getattr(config, batch) % world:
-            raise ValueError(f"{batch} is {getattr(config, batch)}; wanted a multiple of the "
-                             f"{world} processes")
+        if stage not in ("image", "tokenizer", "transformer"):
+            raise ValueError(f"stage {stage!r} is unknown; choose all, image, tokenizer or "
+                             "transformer")
+        if config.of(stage, "batch") % world:
+            raise ValueError(f"{stage}_batch is {config.of(stage, 'batch')}; wanted a multiple of "
+                             f"the {world} processes")
     if config.adversarial_weight and stages != ["transformer"]:
         config.discriminator_config()
     tokenizer = without_weights(config.tokenizer_config().build)
@@ -142,7 +140,7 @@ def refuse_impossible(config: TrainConfig, stages: list[str], world: int = 1) ->
     if config.codebook_from_data and not hasattr(getattr(tokenizer, "quantizer", 0), "codebook"):
         raise ValueError(f"a {type(tokenizer).__name__} has no codebook to start; give "
                          "--no-codebook-from-data")
-    if config.init and stages != ["image"]:
+    if config.init:
         refuse_other_networks(config, stages)
 
 
@@ -155,29 +153,35 @@ def start_weights(trainee: Trainee, stage: str, config: TrainConfig, source: Cli
 
     Returns what a checkpoint should say of it: nothing, or the run that the weights are from.
     """
+    networks, origin = trainee.networks, {}
     if is_there(run / f"{stage}.pt"):
-        return {}                                        # the weights are in the checkpoint
+        return origin                                    # the weights are in the checkpoint
+    if config.init and stage != "image":
+        init = Path(config.init)
+        state = load_checkpoint(init / f"{stage}.pt")
+        origin = dict(run=str(init.resolve()), step=state["step"])
     if stage == "transformer":
-        transformer = trainee.networks["transformer"]
         if config.init:
-            return transformer_from_run(transformer, Path(config.init), source.class_names)
-        if config.start_local:
-            start_local(transformer, transformer.config.grid)
-        return {}
-    tokenizer, origin = trainee.networks["tokenizer"], {}
-    apply_gains(tokenizer, config)
-    if config.init and stage == "tokenizer":
-        origin = tokenizer_from_run(trainee, Path(config.init))
+            take_vocabulary(networks["transformer"], state, source.class_names)
+        elif config.start_local:
+            start_local(networks["transformer"], networks["transformer"].config.grid)
+        return origin
+    apply_gains(networks["tokenizer"], config)
+    if origin:
+        networks["tokenizer"].load_state_dict(load_network(state).state_dict())
+        if "discriminator" in networks and "discriminator" in state:
+            networks["discriminator"].load_state_dict(state["discriminator"])
     elif config.inflate and stage == "tokenizer":
         state = load_checkpoint(run / "image.pt")
-        inflate_from(state["ema"], tokenizer, config.inflate)
-        if "discriminator" in trainee.networks and "discriminator" in state:
-            inflate_from(state["discriminator"], trainee.networks["discriminator"], config.inflate)
+        for name, image in (("tokenizer", "ema"), ("discriminator", "discriminator")):
+            if name in networks and image in state:      # as its configuration does, or Sec. 3.1
+                own = getattr(networks[name].config, "inflate", inflate)
+                own(state[image], networks[name], config.inflate)
     elif config.codebook_from_data:
-        device = next(tokenizer.parameters()).device
-        codebook_from_data(tokenizer, load_batch(source, 0, 16, config.seed)[0].to(device),
-                           config.seed)
-    trainee.networks["ema"].load_state_dict(tokenizer.state_dict())
+        device = next(networks["tokenizer"].parameters()).device
+        codebook_from_data(networks["tokenizer"],
+                           load_batch(source, 0, 16, config.seed)[0].to(device), config.seed)
+    networks["ema"].load_state_dict(networks["tokenizer"].state_dict())
     return origin
 
 
@@ -189,11 +193,6 @@ def apply_gains(tokenizer: nn.Module, config: TrainConfig) -> None:
             module.main[-1].weight.mul_(config.residual_gain)
         if isinstance(module, Encoder):
             module[-1].weight.mul_(config.latent_gain)
-
-
-def inflate_from(image_state: dict[str, Tensor], network: nn.Module, mode: str) -> None:
-    """Inflate as the network's configuration does, or, by default, as the paper (Sec. 3.1)."""
-    getattr(network.config, "inflate", inflate)(image_state, network, mode)
 
 
 @torch.no_grad()
@@ -245,58 +244,47 @@ def start_local(model: nn.Module, grid: tuple[int, int, int]) -> None:
 
 def refuse_other_networks(config: TrainConfig, stages: list[str]) -> None:
     """ValueError, before anything is trained, where the run config.init has other networks."""
-    init = Path(config.init)
-    if "tokenizer" in stages:
-        theirs = from_plain(load_checkpoint(init / "tokenizer.pt")["config"]["network"])
-        if theirs != config.tokenizer_config():
-            raise ValueError(f"the tokenizer of {init} is {theirs}; this run's is "
-                             f"{config.tokenizer_config()}: give --tokenizer and --padding of that "
-                             "run")
-    if "transformer" in stages:
-        theirs = from_plain(load_checkpoint(init / "transformer.pt")["config"]["network"])
-        ours = transformer_config(config, theirs.num_classes)
-        free = ("tasks", "trained_tasks", "hidden_dropout", "attention_dropout")
-        if replace(theirs, **{name: getattr(ours, name) for name in free}) != ours:
-            raise ValueError(f"the transformer of {init} is {theirs}; this run's is {ours}: only "
-                             "classes, tasks and dropout may differ")
-
-
-def tokenizer_from_run(trainee: Trainee, init: Path) -> dict:
-    """The averaged weights of another run's tokenizer; its discriminator where both have one."""
-    state = load_checkpoint(init / "tokenizer.pt")
-    trainee.networks["tokenizer"].load_state_dict(load_network(state).state_dict())
-    if "discriminator" in trainee.networks and "discriminator" in state:
-        trainee.networks["discriminator"].load_state_dict(state["discriminator"])
-    return dict(run=str(init.resolve()), step=state["step"])
+    for stage in set(stages) - {"image"}:
+        path, free = Path(config.init) / f"{stage}.pt", ()
+        theirs = from_plain(load_checkpoint(path)["config"]["network"])
+        ours = config.tokenizer_config()
+        if stage == "transformer":
+            ours = transformer_config(config, theirs.num_classes)
+            free = "tasks", "trained_tasks", "hidden_dropout", "attention_dropout"
+        different = [f"{name} {value!r} there, {getattr(ours, name, None)!r} here"
+                     for name, value in vars(theirs).items()
+                     if name not in free and value != getattr(ours, name, None)]
+        if different or type(theirs) is not type(ours):
+            raise ValueError(f"{path} has a {type(theirs).__name__}, this run a "
+                             f"{type(ours).__name__}: {'; '.join(different)}. Only classes, tasks "
+                             "and dropout may differ")
 
 
 @torch.no_grad()
-def transformer_from_run(model: nn.Module, init: Path, class_names: list[str]) -> dict:
+def take_vocabulary(model: nn.Module, state: dict, class_names: list[str]) -> None:
     """The weights of another run's transformer, its vocabulary translated to this run's.
 
     A row of the vocabulary is taken from the row of the same name: code, class, task, [MASK]. The
     rows of classes and tasks that are new stay as they were drawn.
     """
-    state = load_checkpoint(init / "transformer.pt")
     other = load_network(state)
     ours = row_names(model.config, class_names)
     theirs = {name: row for row, name in enumerate(
         row_names(other.config, state["config"]["data"]["class_names"]))}
+    new = [name for name in ours if name not in theirs]
     weights = other.state_dict()
     for name in ("token_embedding.weight", "head_bias"):
         table = model.state_dict()[name].clone()
         if len(table) != len(ours):
-            raise ValueError(f"a {type(model).__name__} has no row for each code, and cannot start "
-                             f"from {init}; give --stage tokenizer")
+            raise ValueError(f"a {type(model).__name__} has no row for each code, and cannot take "
+                             "those of another run; give --stage tokenizer")
         for row, meaning in enumerate(ours):
             if meaning in theirs:
                 table[row] = weights[name][theirs[meaning]]
         weights[name] = table
     model.load_state_dict(weights)
-    new = [meaning for meaning in ours if meaning not in theirs]
     if new:
-        print(f"new to {init}: {', '.join(new[:5])}{', ...' * (len(new) > 5)}", file=sys.stderr)
-    return dict(run=str(init.resolve()), step=state["step"])
+        print(f"new in this run: {', '.join(new[:5])}{', ...' * (len(new) > 5)}", file=sys.stderr)
 
 
 def row_names(config: TransformerConfig, class_names: list[str]) -> list[str]:

@@ -48,7 +48,8 @@ from training.start import usable_tasks
 
 # The random streams of stage 2. Each is a function of (seed, its number, step).
 TASK_AND_MASK, POOL = 2, 3
-BATCH, SHARD = 32, 4096                     # entries tokenized together, and in a file
+BATCH, SHARD = 32, 4096                     # entries loaded together, and in a file
+AT_ONCE = 16                                # clips that the tokenizer gets at once
 
 
 class TokenSource:
@@ -131,10 +132,10 @@ class TokenSource:
 
 @torch.no_grad()
 def encode(tokenizer: nn.Module, video: Tensor, config: TrainConfig) -> Tensor:
-    """z (B, N) of a video, config.tokenize_at_once clips at a time."""
+    """z (B, N) of a video, AT_ONCE clips at a time."""
     with autocast(config.precision, video.device):
         return torch.cat([rearrange(tokenizer.encode(part), "b t h w -> b (t h w)")
-                          for part in video.split(config.tokenize_at_once)])
+                          for part in video.split(AT_ONCE)])
 
 
 @torch.no_grad()
@@ -143,7 +144,7 @@ def condition_of(tokenizer: nn.Module, video: Tensor, task: str, config: TrainCo
     """z-tilde (B, N) and is_pad (N,) of a task's condition, as encode makes them."""
     with autocast(config.precision, video.device):
         parts = [tokenize_condition(tokenizer, part, task, config.condition_frames)
-                 for part in video.split(config.tokenize_at_once)]
+                 for part in video.split(AT_ONCE)]
     return torch.cat([tokens for tokens, _ in parts]), parts[0][1]
 
 

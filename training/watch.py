@@ -5,7 +5,7 @@ Paper   none; Sec. 3.1's codebook is what goes wrong most often
 Shapes  stage 1: held-out clips -> averaged tokenizer -> PSNR, a picture of clip and reconstruction
         stage 2: their tokens, masked by Eq. (2) at five ratios -> cross-entropy of what was masked
 
-Files   RUN/held_out-tokenizer.png, RUN/held_out-transformer.png: the latest look
+Files   RUN/held_out.png: the latest look at the tokenizer
 
 Read    TokenizerWatch; HeldOut.
 """
@@ -31,7 +31,7 @@ class TokenizerWatch:
     """Adds PSNR and the codes in use to a step's terms, and warns of what users of VQ-GANs meet.
 
     The codes are those that this process's clips used in the last hundred steps. Warnings look at
-    every hundredth step.
+    every hundredth step, and each is printed once.
     """
 
     window = 100
@@ -47,17 +47,17 @@ class TokenizerWatch:
         codes = (self.last_used > step - self.window).sum().float()
         if step >= 2 * self.window and step % self.window == 0:
             if codes < 0.05 * self.codebook_size:
-                self.warn(f"only {codes:.0f} of {self.codebook_size} codes in use: the codebook "
-                          "collapses; raise --entropy-weight or lower --tokenizer-rate")
+                self.warn("codebook", f"only {codes:.0f} of {self.codebook_size} codes in use: the "
+                          "codebook collapses; raise --entropy-weight or lower --tokenizer-rate")
             if terms["contrast"] < 0.01:
-                self.warn("reconstructions are of one colour; lower --tokenizer-rate, or "
+                self.warn("colour", "reconstructions are of one colour; lower --tokenizer-rate, or "
                           "--adversarial-weight 0 until pictures appear")
             if "discriminator" in terms and terms["discriminator"] < 0.05:
-                self.warn("the discriminator wins outright; raise --r1-weight or --lecam-weight")
+                self.warn("adversary", "the discriminator wins outright; raise --r1-weight or "
+                          "--lecam-weight")
         return dict(psnr=-10 * terms["reconstruction"].clamp_min(1e-10).log10(), codes=codes)
 
-    def warn(self, words: str) -> None:
-        kind = words.split(":")[0].split(" of ")[-1]
+    def warn(self, kind: str, words: str) -> None:
         if kind not in self.warned:
             self.warned.add(kind)
             print(f"\nwarning: {words}", file=sys.stderr)
@@ -70,18 +70,20 @@ class HeldOut:
     """
 
     def __init__(self, config: TrainConfig, source: ClipSource, run: Path):
-        self.config, self.run = config, run
+        self.config, self.picture = config, run / "held_out.png"
         self.video, self.label = load_batch(source, 0, min(16, len(source)), 0, augment=False)
 
     @torch.no_grad()
     def look_at_tokenizer(self, tokenizer: nn.Module) -> dict[str, float]:
-        """PSNR in dB, each clip alone, then their mean."""
+        """PSNR in dB: the mean over clips of each clip's."""
         device = next(tokenizer.parameters()).device
         with autocast(self.config.precision, device):
             again = torch.cat([tokenizer.decode(tokenizer.encode(part.to(device))).clip(0, 1).cpu()
                                for part in self.video.split(4)])
         mse = (again - self.video).square().mean((1, 2, 3, 4)).clamp_min(1e-10)
-        self.draw("tokenizer", "reconstruction", again)
+        real, ours = list(self.video[:4]), list(again[:4].float())
+        write_grid(self.picture, [("held-out clip", real), ("reconstruction", ours)],
+                   [str(number) for number in range(len(real))])
         return dict(psnr=round((-10 * mse.log10()).mean().item(), 2))
 
     @torch.no_grad()
@@ -96,37 +98,22 @@ class HeldOut:
         told = model.no_class and TASKS[task].class_conditional and config.class_dropout < 1
         label = self.label if told else torch.full_like(self.label, NO_LABEL)
         label = label.masked_fill(label == NO_LABEL, model.no_class).to(device)
-        training = model.training
+        training, losses = model.training, {}
         model.eval()
         with autocast(config.precision, device):
             for part in self.video.to(device).split(4):
-                tokens = rearrange(tokenizer.encode(part), "b t h w -> b (t h w)")
                 condition, is_pad = tokenize_condition(tokenizer, part, task,
                                                        config.condition_frames)
-                parts.append((tokens, condition))
+                parts.append((rearrange(tokenizer.encode(part), "b t h w -> b (t h w)"), condition))
             tokens, condition = (torch.cat(each) for each in zip(*parts))
             scores = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)).to(device)
             prompt = torch.full_like(label, task_index(task, model.config.tasks))
-            numbers = {}
             for ratio in RATIOS:
                 count = num_masked(torch.full((len(tokens),), ratio), tokens.shape[1]).to(device)
                 cutoff = cutoff_score(scores, count)
                 inputs = commit_mask(tokens, condition, is_pad, scores, cutoff, model.mask_id)
-                logits = model(inputs, prompt, label)
-                masked = scores <= cutoff[:, None]
-                loss = model.cross_entropy(logits, tokens)[masked].mean().item()
-                numbers[f"loss at {ratio}"] = round(loss, 4)
-                if ratio == 0.5:
-                    guess, _ = model.sample(logits, torch.zeros_like(logits))
-                    filled = torch.where(masked, guess, tokens)[:4]
-            grid = tokenizer.latent_shape(*self.video.shape[2:])
-            again = tokenizer.decode(filled.view(-1, *grid)).clip(0, 1).cpu()
+                loss = model.cross_entropy(model(inputs, prompt, label), tokens)
+                losses[f"loss at {ratio}"] = round(
+                    loss[scores <= cutoff[:, None]].mean().item(), 4)
         model.train(training)
-        self.draw("transformer", "half of the tokens guessed at once", again)
-        return numbers
-
-    def draw(self, stage: str, what: str, again: Tensor) -> None:
-        shown = range(min(4, len(again)))
-        write_grid(self.run / f"held_out-{stage}.png",
-                   [("held-out clip", [self.video[i] for i in shown]),
-                    (what, [again[i].float() for i in shown])], [str(i) for i in shown])
+        return losses
