@@ -53,12 +53,14 @@ def damage(path, kind):
     elif kind == "flipped":                                  # a few bytes in the weights themselves
         middle = content.index(torch.full((8,), 2.0).numpy().tobytes())
         content[middle:middle + 8] = bytes(8)
+    elif kind == "a piece missing":
+        del content[500:600]
     elif kind == "empty":
         content = bytearray()
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["truncated", "zeroed", "flipped", "empty"])
+@pytest.mark.parametrize("kind", ["truncated", "zeroed", "flipped", "a piece missing", "empty"])
 def test_a_damaged_checkpoint_is_refused_and_the_previous_one_used(path, capsys, kind):
     save_checkpoint(path, state(1))
     save_checkpoint(path, state(2))

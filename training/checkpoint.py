@@ -111,7 +111,7 @@ def read_checkpoint(path: Path) -> dict:
         if broken:
             raise ValueError(f"{path} is damaged: the checksum of {broken} does not match")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     except pickle.UnpicklingError:
         raise ValueError(f"{path} holds more than plain data and tensors: not a checkpoint of "
