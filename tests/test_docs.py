@@ -3,6 +3,7 @@
     python tests/test_docs.py --write     brings the generated parts of README.md and docs up to date
 """
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -21,7 +22,7 @@ from train import parse  # noqa: E402
 from training.presets import PRESETS  # noqa: E402
 from training.start import transformer_config  # noqa: E402
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAPER = ["tokenizer", "discriminator", "commit", "transformer", "steps", "decode"]
 TOP = [*PAPER, "train", "evaluate", "long_video"]
 FOLDERS = ["data", "training", "measure", "comparisons", "magvit2", "docs"]
@@ -134,7 +135,62 @@ def sizes_table():
     return "\n".join(rows)
 
 
+def log_table():
+    """What the shipped run logged: means over 1,000 steps, which are 100 lines."""
+    lines = [json.loads(line) for line in (ROOT / "assets/toy/log.jsonl").read_text().splitlines()]
+
+    def mean(stage, name, first, digits):
+        values = [line[name] for line in lines if line["stage"] == stage and name in line
+                  and first <= line["step"] < first + 1000]
+        return f"{sum(values) / len(values):.{digits}f}" if values else "-"
+
+    rows = ["| steps | frames: PSNR | video: PSNR, codes | transformer: loss | refine | mask | "
+            "reconstruct |", "|---|---|---|---|---|---|---|"]
+    for first in (0, 1000, 3000, 5000):
+        parts = [mean("transformer", name, first, 2)
+                 for name in ("loss", "refine", "mask", "reconstruct")]
+        video = [mean("tokenizer", name, first, digits) for name, digits in (("psnr", 1), ("codes", 0))]
+        frames = mean("image", "psnr", first, 1)
+        rows.append(f"| {first + 1:,} to {first + 1000:,} | {frames} | "
+                    f"{', '.join(video) if video[0] != '-' else '-'} | {' | '.join(parts)} |")
+    return "\n".join(rows)
+
+
+def measured():
+    return json.loads((ROOT / "assets/toy/metrics.json").read_text())
+
+
+def toy_table():
+    found, ways = measured()["reconstruction"], measured()["class_conditional_generation"]
+    rows = ["| on clips held out from training | |", "|---|---|",
+            f"| reconstruction | {found['psnr']:.1f} dB PSNR, {found['ssim']:.3f} SSIM |",
+            f"| motion (energy of frame differences): kept, explained | {found['motion_energy']:.0%}, "
+            f"{found['motion_kept']:.0%} |",
+            f"| codes in use | {found['codes_used']} of {found['codes']} |",
+            f"| class-conditional generation, {ways['samples']} samples | "
+            f"{ways['right_shape']:.0%} right shape, {ways['right_direction']:.0%} right direction |"]
+    return "\n".join(rows)
+
+
+def tasks_table():
+    tasks = measured()["tasks"]
+
+    def row(title, name, scale=1, digits=0):
+        cells = [tasks[task][name] for task in tasks]
+        return f"| {title} | " + " | ".join(
+            "-" if cell is None else f"{scale * cell:.{digits}f}" for cell in cells) + " |"
+
+    return "\n".join([
+        "| | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|",
+        row("PSNR of what is given, dB", "psnr_given", digits=1),
+        row("PSNR of what is generated, dB", "psnr_generated", digits=1),
+        row("right shape, %", "right_shape", 100), row("right direction, %", "right_direction", 100),
+        row("the condition leaves the direction open, %", "open_direction", 100),
+        row("recited, %", "recited", 100)])
+
+
 GENERATED = dict(index=index_table, sizes=sizes_table, files=lambda: files_table(TOP),
+                 log=log_table, toy=toy_table, tasks=tasks_table,
                  folders=lambda: files_table(MODULES[len(TOP):], "../"))
 
 
