@@ -91,21 +91,17 @@ def part_of(path: Path, raw: Path) -> str:
 def records(path: Path) -> Iterator[bytes]:
     """The data of each record of a file: length (8 bytes), its checksum (4), data, its checksum.
 
-    ValueError at the first one that is cut short or whose length has the wrong checksum: where
-    the next begins is not known then. The checksum of the data is not verified.
+    ValueError at the first that is cut short: where the next begins is not known then. No checksum
+    is verified: a damaged record is not a trajectory, which record_frames notices.
     """
     with open(path, "rb") as file:
         number = 0
         while header := file.read(12):
             length = int.from_bytes(header[:8], "little")
-            if len(header) == 12 and masked_crc32c(header[:8]) != int.from_bytes(header[8:],
-                                                                                 "little"):
-                raise ValueError(f"{path} from record {number} on: the checksum of its length is "
-                                 "wrong")
             left = os.path.getsize(path) - file.tell()
             if len(header) < 12 or left < length + 4:
                 raise ValueError(f"{path} from record {number} on: the file ends in the middle of "
-                                 "it")
+                                 "it, or its length is damaged")
             yield file.read(length)
             file.read(4)
             number += 1
@@ -155,10 +151,8 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     while position < len(message):
         tag, position = _varint(message, position)
         size, position = _varint(message, position)
-        if tag % 8 != 2:
-            raise ValueError(f"a protobuf message has a field of kind {tag % 8}")
-        if position + size > len(message):
-            raise ValueError("a protobuf message ends in the middle of a field")
+        if tag % 8 != 2 or position + size > len(message):
+            raise ValueError("a protobuf message has a field of another kind, or ends in one")
         yield tag // 8, message[position:position + size]
         position += size
 
@@ -171,18 +165,6 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
         if byte < 128:                                 # the eighth bit says that another follows
             return value, position + place + 1
     raise ValueError("a protobuf message has a number without an end")
-
-
-def masked_crc32c(data: bytes) -> int:
-    """TFRecord's checksum: CRC-32C (Castagnoli), then turned and shifted, since a plain CRC of
-    data that hold their own CRC is always the same number. A byte at a time: for short data."""
-    register = 0xFFFFFFFF
-    for byte in data:
-        register ^= byte
-        for _ in range(8):
-            register = register >> 1 ^ (register & 1) * 0x82F63B78
-    register ^= 0xFFFFFFFF
-    return ((register >> 15 | register << 17) + 0xA282EAD8) % 2 ** 32
 
 
 # ---------------------------------------------------------------------------------------------
@@ -261,7 +243,10 @@ def find_scenes(raw: Path, frames: list[Frame]) -> dict[str, list[Frame]]:
 
 def scenes_of_tables(tables: list[Path], frames: list[Frame]) -> dict[str, list[Frame]]:
     """A scene is what lies between its first sample and its last, in the log that it is from."""
-    spans: dict[str, tuple[str, int, int]] = {}
+    of_log: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        of_log[frame.log].append(frame)
+    found = {}
     for table in tables:
         logs, scenes, samples = (json.loads(table.with_name(f"{name}.json").read_text())
                                  for name in ("log", "scene", "sample"))
@@ -270,15 +255,12 @@ def scenes_of_tables(tables: list[Path], frames: list[Frame]) -> dict[str, list[
         for sample in samples:
             times[sample["scene_token"]].append(sample["timestamp"])
         for scene in scenes:
-            inside = times[scene["token"]]
-            spans[scene["name"]] = (log_of[scene["log_token"]], min(inside) - MARGIN,
-                                    max(inside) + MARGIN)
-    of_log: dict[str, list[Frame]] = defaultdict(list)
-    for frame in frames:
-        of_log[frame.log].append(frame)
-    found = {name: [frame for frame in of_log[log] if first <= frame.time <= last]
-             for name, (log, first, last) in sorted(spans.items())}
-    return {name: inside for name, inside in found.items() if inside}
+            first, last = min(times[scene["token"]]), max(times[scene["token"]])
+            inside = [frame for frame in of_log[log_of[scene["log_token"]]]
+                      if first - MARGIN <= frame.time <= last + MARGIN]
+            if inside:
+                found[scene["name"]] = inside
+    return dict(sorted(found.items()))
 
 
 # ---------------------------------------------------------------------------------------------
