@@ -89,8 +89,8 @@ def same_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for number, frame in enumerate(frames):
         first = first or frame.shape
         if frame.shape != first:
-            raise ValueError(f"frame {number} is {frame.shape[1]}x{frame.shape[0]} pixels, the first "
-                             f"is {first[1]}x{first[0]}")
+            size, wanted = f"{frame.shape[1]}x{frame.shape[0]}", f"{first[1]}x{first[0]}"
+            raise ValueError(f"frame {number} is {size} pixels, the first is {wanted}")
         yield frame
 
 

@@ -164,14 +164,6 @@ def write_frames(folder, video, suffix=".png", name="{}"):
         imageio.imwrite(folder / (name.format(t) + suffix), frame)
 
 
-def test_flat_folders_of_frames_have_no_class_and_short_ones_are_named(tmp_path, capsys):
-    write_frames(tmp_path / "a", video_of(0))
-    write_frames(tmp_path / "b", video_of(0, frames=5))
-    source = VideoFolder(tmp_path, CLIP)
-    assert len(source) == 1 and source.clip(0)[1] == NO_LABEL
-    assert "skipped b: 5 frames, and a clip takes 16" in capsys.readouterr().err
-
-
 def test_a_broken_frame_is_named_and_its_clip_replaced(tmp_path, capsys):
     for name in "abc":
         write_frames(tmp_path / name, video_of(ord(name)))
@@ -353,24 +345,17 @@ def test_a_list_is_read_in_any_encoding(tmp_path, encoding):
     assert list_text(tmp_path / "list.txt") == text
 
 
-@pytest.mark.parametrize("name", ["k_plain", "k_bom", "k_float"])
-def test_kinetics_rows_are_read_as_people_save_them(tmp_path, name):
+def test_kinetics_and_something_something_are_read_as_people_save_them(tmp_path):
     touch(tmp_path, "abc_000007_000017.mp4")
-    found = find_layout(tmp_path, split=case(f"folders/lists/{name}.csv"))
-    assert found.class_names == ["yoga"] and found.labels == [0]
-
-
-def test_a_short_row_is_refused_with_its_line(tmp_path):
-    touch(tmp_path, "abc_000007_000017.mp4")
+    for name in ("k_plain", "k_bom", "k_float"):
+        found = find_layout(tmp_path, split=case(f"folders/lists/{name}.csv"))
+        assert found.class_names == ["yoga"] and found.labels == [0]
     with pytest.raises(ValueError, match="k_short_row.csv, line 3, has 'yoga'; wanted label,"):
         find_layout(tmp_path, split=case("folders/lists/k_short_row.csv"))
-
-
-def test_something_something_of_a_spreadsheet_is_read(tmp_path):
-    rows = json.loads(list_text(case("folders/lists/ss/train.json")))
+    split = case("folders/lists/ss/train.json")                          # of a spreadsheet
+    rows = json.loads(list_text(split))
     touch(tmp_path, *(f"{row['id']}.webm" for row in rows))
-    found = find_layout(tmp_path, split=case("folders/lists/ss/train.json"))
-    assert len(found.clips) == len(rows)
+    assert len(find_layout(tmp_path, split=split).clips) == len(rows)
 
 
 UCF101 = {"Basketball": 3, "ApplyLipstick": 2, "YoYo": 1}    # not in alphabetical order
@@ -411,15 +396,6 @@ def test_without_classind_the_classes_are_sorted_and_agree_between_lists(ucf101)
                    for name in ("train", "test"))
     assert train.class_names == test.class_names == ["ApplyLipstick", "Basketball", "YoYo"]
     assert test.labels == [2]
-
-
-def test_ucf101_in_another_format_is_found_by_the_same_list(ucf101, tmp_path):
-    write_frames(tmp_path / "frames" / "YoYo" / "v_YoYo_g01_c01", video_of(70))
-    write_video(tmp_path / "npy" / "YoYo" / "v_YoYo_g01_c01.npy", video_of(70))
-    for folder in ("frames", "npy"):
-        found = find_layout(tmp_path / folder, split=ucf101[1] / "testlist01.txt")
-        assert len(found.clips) == 1 and found.labels == [0]
-        assert level(VideoFolder(tmp_path / folder, CLIP, layout=found).clip(0)[0]) == 74
 
 
 def test_a_flat_copy_of_ucf101_has_its_classes_in_the_names_of_files(tmp_path):
@@ -542,30 +518,39 @@ def inspected(monkeypatch):
     return opened
 
 
-def test_the_index_saves_the_second_count_and_notices_a_changed_file(tmp_path, inspected):
+def test_only_files_that_are_new_changed_or_were_broken_are_opened_again(
+        tmp_path, capsys, inspected):
     root, index = tmp_path / "videos", tmp_path / "index.json"
-    boxes(root, "ab")
-    for _ in range(2):
-        VideoFolder(root, (8, 16, 16), index=index)
-    assert sorted(inspected) == ["a.npy", "b.npy"]
-    write_video(root / "b.npy", moving_box(30))
-    VideoFolder(root, (8, 16, 16), index=index)
-    assert inspected[2:] == ["b.npy"]
-    assert json.loads(index.read_text())["b.npy"]["frames"] == 30
-
-
-def test_what_cannot_be_read_is_left_out_and_looked_at_again_the_next_time(
-        tmp_path, monkeypatch, capsys, inspected):
-    root, index = tmp_path / "videos", tmp_path / "index.json"
-    boxes(root, "abcd")
+    boxes(root, "abc")
     whole = (root / "a.npy").read_bytes()
     (root / "a.npy").write_bytes(b"")
-    assert len(VideoFolder(root, (8, 16, 16), index=index)) == 3
+    assert len(VideoFolder(root, (8, 16, 16), index=index)) == 2
     assert "skipped a.npy: breaks after 0 frames" in capsys.readouterr().err
-    assert sorted(json.loads(index.read_text())) == ["b.npy", "c.npy", "d.npy"]
+    assert sorted(json.loads(index.read_text())) == ["b.npy", "c.npy"] and len(inspected) == 3
     (root / "a.npy").write_bytes(whole)
-    inspected.clear()
-    assert len(VideoFolder(root, (8, 16, 16), index=index)) == 4 and inspected == ["a.npy"]
+    write_video(root / "b.npy", moving_box(30))
+    assert len(VideoFolder(root, (8, 16, 16), index=index)) == 3
+    assert sorted(inspected[3:]) == ["a.npy", "b.npy"]
+    assert json.loads(index.read_text())["b.npy"]["frames"] == 30
+    VideoFolder(root, (8, 16, 16), index=index)
+    assert len(inspected) == 5
+
+
+def test_counting_that_is_interrupted_resumes(tmp_path, monkeypatch):
+    index, paths, counted = tmp_path / "index.json", [tmp_path / f"{i}.npy" for i in range(9)], []
+    facts = dict(frames=8, height=8, width=8, keys=[], error="")
+
+    def interrupted(path):
+        if path.stem == "6":
+            raise KeyboardInterrupt
+        return facts
+
+    monkeypatch.setattr(data.files, "inspect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        count_frames(paths, tmp_path, index)
+    monkeypatch.setattr(data.files, "inspect", lambda path: counted.append(path.stem) or facts)
+    assert len(count_frames(paths, tmp_path, index)) == 9 and sorted(counted) == ["6", "7", "8"]
+    assert os.listdir(tmp_path) == ["index.json"]
 
 
 @pytest.mark.parametrize("broken", ["", "[]", '{"a.npy": {"stamp"', "\0" * 100])
@@ -581,47 +566,6 @@ def test_a_broken_index_is_named_put_aside_and_made_anew(tmp_path, broken, capsy
     assert len(VideoFolder(root, (8, 16, 16), index=index)) == 2
     assert len(VideoFolder(root, (8, 16, 16), index=tmp_path / "videos/a.npy/index.json")) == 2
     assert "cannot be written" in capsys.readouterr().err
-
-
-def test_the_list_is_saved_as_counting_goes_on_and_when_it_is_interrupted(tmp_path, monkeypatch):
-    index = tmp_path / "index.json"
-    paths = [tmp_path / f"{number:04}.npy" for number in range(1300)]
-    facts = dict(frames=8, height=8, width=8, keys=[], error="")
-    saved, counted, save = [], [], data.files._save_index
-
-    def interrupted(path):
-        if path.stem == "1200" and not counted:
-            raise KeyboardInterrupt
-        return facts
-
-    monkeypatch.setattr(data.files, "_save_index",
-                        lambda *known: saved.append(1) or save(*known))
-    monkeypatch.setattr(data.files, "inspect", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        count_frames(paths, tmp_path, index)
-    assert len(saved) > 1 and len(json.loads(index.read_text())) == 1200
-    monkeypatch.setattr(data.files, "inspect", lambda path: counted.append(path) or facts)
-    assert len(count_frames(paths, tmp_path, index)) == 1300 and len(counted) == 100
-    assert os.listdir(tmp_path) == ["index.json"]
-
-
-def test_many_files_have_a_bar_and_few_have_none(tmp_path, capsys, monkeypatch):
-    paths = boxes(tmp_path, "abc")
-    count_frames(paths, tmp_path, None)
-    assert not capsys.readouterr().err
-    monkeypatch.setattr(data.files, "SHOWN_FROM", 2)
-    count_frames(paths, tmp_path, None)
-    assert "counting frames: 100%" in capsys.readouterr().err
-
-
-def test_a_list_that_is_there_costs_one_look_at_each_file(tmp_path, monkeypatch):
-    paths, index = boxes(tmp_path / "videos", "abc"), tmp_path / "index.json"
-    first = VideoFolder(tmp_path / "videos", (8, 16, 16), index=index)
-    monkeypatch.setattr(data.files, "inspect", None)         # would fail if it were called
-    looks, stamp = [], data.files._stamp
-    monkeypatch.setattr(data.files, "_stamp", lambda path: looks.append(path) or stamp(path))
-    source = VideoFolder(tmp_path / "videos", (8, 16, 16), index=index)
-    assert fingerprint(source) == fingerprint(first) and sorted(looks) == paths
 
 
 def test_a_folder_that_moves_is_the_same_data(tmp_path):
