@@ -40,7 +40,6 @@ STAND_INS = 1000                        # where so many files in a row fail, the
 KEPT_FRAMES = 512                       # longer videos are not kept decoded in memory
 NAMED = 20                              # files that are named one by one
 PATHS = ("root", "test_root", "split", "test_split")
-MAY_CHANGE = ("test_root", "test_split")    # where a stopped run may go on with another value
 
 
 @dataclass(frozen=True)
@@ -217,14 +216,12 @@ class VideoFolder:
         self.videos: list[tuple[Path, int]] = []
         self.labels: list[int] = []
         self.class_names = layout.class_names
-        self._keys: list[Keys] = []
-        self._sizes: list[int] = []
+        self._facts: list[dict] = []                # of each video, as count_frames has them
         said = []
         for path, label in zip(layout.clips, layout.labels):
             name = name_below(self.root, path)
             facts = counts[name]
-            problem = self._problem(facts)
-            if problem:
+            if problem := self._problem(facts):
                 said.append(f"skipped {name}: {problem}")
                 continue
             if facts["frames"] < self.needed:
@@ -232,15 +229,14 @@ class VideoFolder:
                             f"{self.needed}")
             self.videos.append((path, facts["frames"]))
             self.labels.append(label)
-            self._sizes.append(facts["stamp"][0])
-            self._keys.append(facts["keys"])
+            self._facts.append(facts)
         _say(said, layout, self.labels)
         if not self.videos:
             raise ValueError(f"none of the {len(layout.clips)} videos in {self.root} can be used")
         pixels = sum(frames for _, frames in self.videos) * self.H * self.W * 3 * 16 // 9
         self._small = crop == 1 and pixels <= self.cache_bytes
         self._cache: dict[Path, np.ndarray] = {}
-        self._named: set[Path] = set()
+        self._named: set[int] = set()
         self._naming = threading.Lock()
 
     def _problem(self, facts: dict) -> str:
@@ -265,25 +261,25 @@ class VideoFolder:
         holds for whichever video stands in. A failing one is named once, and tried again at each
         turn: a clip follows from index, random and the files alone, in a resumed run as well.
         """
-        *places, coin = (None, None, None, 1.0) if random is None else random.random(4)
+        start, y, x, coin = (None, None, None, 1.0) if random is None else random.random(4)
         part = 1.0 if random is None or self.crop == 1 else random.uniform(self.crop, 1.0)
         for number in range(index, index + min(len(self), STAND_INS)):
+            its = number % len(self)
             for _ in range(2):
                 try:
-                    video, label = self._cut(number % len(self), *places, part)
+                    video = self._frames(its, place_of(start, self.spare_frames(its)), part)
                 except (ValueError, OSError) as error:
                     failure = error
-                else:
-                    mirrored = self.flip and coin < 0.5
-                    return np.ascontiguousarray(video[:, :, ::-1] if mirrored else video), label
-            self._name_once(self.videos[number % len(self)][0], failure)
+                    continue
+                video = self._crop(video, y, x)
+                mirrored = self.flip and coin < 0.5
+                video = np.ascontiguousarray(video[:, :, ::-1] if mirrored else video)
+                return video, self.labels[its]
+            with self._naming:
+                if its not in self._named:
+                    self._named.add(its)
+                    print(f"another clip stands in: {failure}", file=sys.stderr)
         raise ValueError(f"no video in {self.root} can be decoded any more; the last: {failure}")
-
-    def _name_once(self, path: Path, failure: Exception) -> None:
-        with self._naming:
-            if path not in self._named:
-                self._named.add(path)
-                print(f"another clip stands in: {failure}", file=sys.stderr)
 
     def spare_frames(self, index: int) -> int:
         """How many frames video `index` is longer than a clip."""
@@ -295,12 +291,6 @@ class VideoFolder:
         disk failed."""
         return self._crop(self._frames(index, start), y, x), self.labels[index]
 
-    def _cut(self, index: int, start: float | None, y: float | None, x: float | None,
-             part: float) -> tuple[np.ndarray, int]:
-        """A clip of a video and its label; all three places are of what is spare (place_of)."""
-        video = self._frames(index, place_of(start, self.spare_frames(index)), part)
-        return self._crop(video, y, x), self.labels[index]
-
     def _frames(self, index: int, start: int, part: float = 1.0) -> np.ndarray:
         """T frames from start, copies where they end; `part` of their short side is (H, W)."""
         path, frames = self.videos[index]
@@ -310,7 +300,7 @@ class VideoFolder:
                 self._cache[path] = resize_short_side(_window(path, 0, frames, 1), self.H, self.W)
             video = self._cache[path][start::self.stride][:count]
         else:
-            window = _window(path, start, count, self.stride, self._keys[index])
+            window = _window(path, start, count, self.stride, self._facts[index]["keys"])
             video = resize_short_side(window, round(self.H / part), round(self.W / part))
         if len(video) == self.T:
             return video
@@ -323,9 +313,8 @@ class VideoFolder:
 
     def fingerprint(self) -> str:
         """Of the names below root, lengths and sizes of files: a folder may move."""
-        names = (path.relative_to(self.root).as_posix() for path, _ in self.videos)
-        return digest([(name, frames, size) for name, (_, frames), size in
-                       zip(names, self.videos, self._sizes)])
+        return digest([(name_below(self.root, path), frames, facts["stamp"][0])
+                       for (path, frames), facts in zip(self.videos, self._facts)])
 
 
 def place_of(fraction: float | None, spare: int) -> int:
@@ -335,17 +324,19 @@ def place_of(fraction: float | None, spare: int) -> int:
 
 def _say(files: list[str], layout: Layout, labels: list[int]) -> None:
     """Name on stderr the files that cannot be used, and in one line what else was left out."""
-    for line in files[:NAMED]:
-        print(line, file=sys.stderr)
-    if len(files) > NAMED:
-        print(f"and {len(files) - NAMED} more files like these", file=sys.stderr)
-    empty = [name for number, name in enumerate(layout.class_names) if number not in {*labels}]
+    used = {*labels}
+    empty = [name for number, name in enumerate(layout.class_names) if number not in used]
     notes = [f"left out: {', '.join(layout.left_out)}"] if layout.left_out else []
     if empty:
-        notes.append(f"classes without a clip: {', '.join(empty[:NAMED])}"
-                     + (f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""))
+        others = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        notes.append(f"classes without a clip: {', '.join(empty[:NAMED])}{others}")
+    lines = files[:NAMED]
+    if len(files) > NAMED:
+        lines.append(f"and {len(files) - NAMED} more files like these")
     if notes:
-        print("; ".join(notes), file=sys.stderr)
+        lines.append("; ".join(notes))
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -72,9 +72,10 @@ def read_frames(path: str | Path, start: int = 0, stop: int | None = None, strid
     """
     path = Path(path)
     with naming(path):
-        if path.suffix.lower() == ".npy":
+        kind = kind_of(path)
+        if kind == "array":
             frames = map(np.array, open_array(path)[start:stop:stride])
-        elif is_picture(path) or is_animated_webp(path):
+        elif kind != "video":
             frames = islice(_pillow_frames(path), start, stop, stride)
         else:
             length = None if stop is None else max(0, stop - start)
@@ -88,12 +89,9 @@ def same_size(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for number, frame in enumerate(frames):
         first = first or frame.shape
         if frame.shape != first:
-            raise ValueError(_size_changes(number, frame.shape[1::-1], first[1::-1]))
+            size, wanted = f"{frame.shape[1]}x{frame.shape[0]}", f"{first[1]}x{first[0]}"
+            raise ValueError(f"frame {number} is {size} pixels, the first is {wanted}")
         yield frame
-
-
-def _size_changes(number: int, size: tuple[int, int], first: tuple[int, int]) -> str:
-    return (f"frame {number} is {size[0]}x{size[1]} pixels, the first is {first[0]}x{first[1]}")
 
 
 def inspect_file(path: str | Path) -> dict:
@@ -108,12 +106,13 @@ def inspect_file(path: str | Path) -> dict:
         first = next(read_frames(path, stop=1), None)
         if first is not None:
             facts.update(height=first.shape[0], width=first.shape[1])
-            if path.suffix.lower() == ".npy":
+            kind = kind_of(path)
+            if kind == "array":
                 facts["frames"] = len(open_array(path))
-            elif is_picture(path) or is_animated_webp(path):
-                facts["frames"] = sum(1 for _ in read_frames(path))
-            else:
+            elif kind == "video":
                 _inspect_video(path, facts)
+            else:
+                facts["frames"] = sum(1 for _ in read_frames(path))
     except Exception as error:                 # whatever it is: this file is named and left out
         reason = reason_of(error).removeprefix(f"{path} ").removeprefix("cannot be decoded: ")
         facts["error"] = f"breaks after {facts['frames']} frames ({reason})"
@@ -126,14 +125,14 @@ def frame_rate(path: str | Path) -> float:
     """Frames a second, as read_frames gives them; 8 where a file has no rate of its own."""
     path = Path(path)
     with naming(path):
-        if path.suffix.lower() == ".npy" or is_picture(path):
+        kind = kind_of(path)
+        if kind in ("array", "picture"):
             return DEFAULT_RATE
-        if is_animated_webp(path):
+        if kind == "animated":
             return 1000 / max(1, _shortest(_webp_delays(path)))
         with opened(path) as (container, stream):
             if container.format.name in DELAYED:
-                delays = [packet.duration for packet in container.demux(stream) if packet.size]
-                rate = 1 / (max(1, _shortest(delays)) * stream.time_base)
+                rate = 1 / (max(1, _shortest(_delays(path))) * stream.time_base)
             else:
                 rate = stream.average_rate or stream.guessed_rate or 0
         return float(rate) if 0 < rate <= 1000 else DEFAULT_RATE
@@ -144,38 +143,34 @@ def frame_rate(path: str | Path) -> float:
 
 def open_array(path: Path) -> np.ndarray:
     """A video as numpy stores it, uint8 (T, H, W, 3), on disk until it is looked at."""
-    with naming(path):
-        video = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(video, np.ndarray):
-            raise ValueError(f"{path} is an archive of arrays (.npz); wanted one array (.npy)")
-        if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
-            raise ValueError(f"{path} holds {video.dtype} {video.shape}; wanted uint8 "
-                             "(T, H, W, 3)")
-        return video
+    video = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(video, np.ndarray):
+        raise ValueError(f"{path} is an archive of arrays (.npz); wanted one array (.npy)")
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
+        raise ValueError(f"{path} holds {video.dtype} {video.shape}; wanted uint8 (T, H, W, 3)")
+    return video
 
 
 def is_picture(path: Path) -> bool:
     """Whether a file holds one picture, by its suffix; of .webp, whether nothing moves in it."""
+    return kind_of(path) == "picture"
+
+
+def kind_of(path: Path) -> str:
+    """How a file is read: "array", "picture", "animated" (a WebP, by Pillow) or "video"."""
     suffix = path.suffix.lower()
-    return suffix in PICTURES and (suffix != ".webp" or _webp_kind(path) == "still")
-
-
-def is_animated_webp(path: Path) -> bool:
-    return path.suffix.lower() == ".webp" and _webp_kind(path) == "animated"
-
-
-def _webp_kind(path: Path) -> str:
-    """ "animated" and "still", or "" for a file that only has the name of a WebP."""
+    if suffix != ".webp":
+        return "array" if suffix == ".npy" else "picture" if suffix in PICTURES else "video"
     with open(path, "rb") as file:
         head = file.read(21)
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
-        return ""
-    return "animated" if head[12:16] == b"VP8X" and head[20] & 2 else "still"
+        return "video"
+    return "animated" if head[12:16] == b"VP8X" and head[20] & 2 else "picture"
 
 
 def _pillow_frames(path: Path) -> Iterator[np.ndarray]:
     """The frames of a picture file, with those that a delay stands for."""
-    copies = _copies(_webp_delays(path)) if is_animated_webp(path) else [1]
+    copies = _copies(_webp_delays(path)) if kind_of(path) == "animated" else [1]
     with Image.open(path) as file:
         for picture, times in zip(ImageSequence.Iterator(file), copies):
             yield from repeat(upright_picture(picture), times)
@@ -272,7 +267,8 @@ def _frames_from(path: Path, start: int, keys: Keys | None
     with opened(path) as (container, stream):
         frames = _decoded(container, stream)
         if container.format.name in DELAYED:
-            frames = _with_copies(path, frames)
+            copies = chain(_copies(_delays(path)), repeat(1))
+            frames = chain.from_iterable(map(repeat, frames, copies))
         yield from zip(islice(frames, start, None), repeat(stream))
 
 
@@ -299,12 +295,10 @@ def _from_stamp(frames: Iterator[av.VideoFrame], stamp: int) -> Iterator[av.Vide
     yield from frames
 
 
-def _with_copies(path: Path, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
-    """The frames of a GIF, each as often as its delay says."""
+def _delays(path: Path) -> list[int]:
+    """How long each frame of a GIF is shown, in the units of its stream."""
     with opened(path) as (container, stream):
-        delays = [packet.duration or 0 for packet in container.demux(stream) if packet.size]
-    for frame, copies in zip(frames, chain(_copies(delays), repeat(1))):
-        yield from repeat(frame, copies)
+        return [packet.duration or 0 for packet in container.demux(stream) if packet.size]
 
 
 def _copies(delays: list[int]) -> list[int]:
@@ -364,14 +358,14 @@ def _inspect_video(path: Path, facts: dict) -> None:
     if stamps:
         facts.update(frames=len(stamps), keys=_keys(stamps))
         return
-    stamps, first = [], None
     with opened(path) as (container, stream):
         name = container.format.name
+    stamps, first = [], None
     for frame, _ in _frames_from(path, 0, None):
-        size = frame.width, frame.height
-        first = first or size
-        if size != first:
-            raise ValueError(_size_changes(facts["frames"], size, first))
+        first = first or frame
+        if (frame.width, frame.height) != (first.width, first.height):
+            raise ValueError(f"frame {facts['frames']} is {frame.width}x{frame.height} pixels, the "
+                             f"first is {first.width}x{first.height}")
         facts["frames"] += 1
         # These count packets instead of storing stamps, and B frames change places.
         swapped = frame.pict_type == PictureType.B and name in ("avi", "m4v")

@@ -25,8 +25,9 @@ import sys
 import unicodedata
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import Iterator, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -40,6 +41,7 @@ VIDEO_SUFFIXES = frozenset(
     ".mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf .npy .nut .ogg .ogm .ogv .qt .rm .rmvb "
     ".ts .vob .webm .webp .wmv .y4m".split())
 LAYOUTS = ("auto", "images")
+KINDS = dict(videos="video{s}", frames="folder{s} of frames", images="picture{s}")
 HIDDEN = re.compile(r"[.@$#].*|__.*|Thumbs\.db|desktop\.ini|lost\+found|System Volume Information",
                     re.IGNORECASE)
 # Parts of a data set, as copies call them: train, videos_train, rawframes_val, train_256.
@@ -85,20 +87,20 @@ def find_layout(root: str | Path, layout: str = "auto", split: str | Path | None
     name, clips = _clips(root, layout, left_out)
     clips.sort(key=lambda path: str(path).split(os.sep))
     classes = [class_of(name_below(root, path)) for path in clips]
-    classed = sum(map(bool, classes))
-    if classed <= len(clips) - classed:
+    flat = classes.count("")
+    if 2 * flat >= len(clips):
         classes = [""] * len(clips)
-    elif split is None and classed < len(clips):
-        left_out[f"{_kind(name)} beside the class folders"] += len(clips) - classed
+    elif split is None and flat:
+        left_out[f"{KINDS[name]} beside the class folders"] += flat
         clips = [clip for clip, its in zip(clips, classes) if its]
         classes = [its for its in classes if its]
     class_names = sorted({*classes} - {""})
     if split is None and class_names and all(map(PART.fullmatch, class_names)):
         raise ValueError(f"{root} holds {' and '.join(class_names)}, parts of a data set and "
                          f"no classes; give one of them to --data: {root / class_names[0]}")
-    number = {its: label for label, its in enumerate(class_names)}
-    labels = [number.get(its, NO_LABEL) for its in classes]
-    notes = tuple(f"{count} {_plural(what, count)}" for what, count in left_out.items())
+    labels = _numbered(classes, class_names)
+    notes = tuple(f"{count} {what.format(s='' if count == 1 else 's')}"
+                  for what, count in left_out.items() if count)
     whole = Layout(name, clips, labels, class_names, notes)
     return whole if split is None else select(whole, root, Path(split))
 
@@ -114,37 +116,35 @@ def _clips(root: Path, layout: str, left_out: Counter[str]) -> tuple[str, list[P
         elif suffix in VIDEO_SUFFIXES:
             videos.append(path)
         else:
-            left_out["file of another kind"] += 1
-    pictures = sum(map(len, folders.values()))
+            left_out["file{s} of other kinds"] += 1
+    pictures = [path for of_one in folders.values() for path in of_one]
     if layout == "images":
-        left_out.update({"video": len(videos)} if videos else {})
         if not pictures:
             raise FileNotFoundError(f"no picture in {root}; wanted files like one.png or one.jpg")
-        return "images", [path for of_one in folders.values() for path in of_one]
-    several = sum(len(of_one) > 1 for of_one in folders.values())
-    if videos and several <= len(videos):
-        left_out.update({"picture": pictures} if pictures else {})
+        left_out["video{s}"] += len(videos)
+        return "images", pictures
+    if videos and sum(len(of_one) > 1 for of_one in folders.values()) <= len(videos):
+        left_out["picture{s}"] += len(pictures)
         return "videos", videos
     if not folders:
         raise FileNotFoundError(
             f"no video in {root}; wanted files like one.mp4, .avi, .mkv, .webm, .gif or .npy, or "
             "folders of frames. Raw archives (.tfrecords) become such a folder by python -m "
             "data.prepare")
-    left_out.update({"video": len(videos)} if videos else {})
-    clips, mixed = [], ""
+    left_out["video{s}"] += len(videos)
+    clips, mixed = [], []
     for folder, of_one in folders.items():
         try:
             left = len(of_one) - len(frames_among(of_one))
+            left_out["picture{s} twice or of other names"] += left
+            clips.append(folder)
         except ValueError as error:
-            mixed = mixed or str(error)
-            left_out["folder of mixed pictures"] += 1
-            continue
-        clips.append(folder)
-        left_out.update({"picture twice or of other names": left} if left else {})
-    if mixed:
-        print(mixed, file=sys.stderr)
+            mixed.append(str(error))
+            left_out["folder{s} of mixed pictures"] += 1
     if not clips:
-        raise ValueError(mixed)
+        raise ValueError(mixed[0])
+    if mixed:
+        print(mixed[0], file=sys.stderr)
     print(f"{root}: {len(clips)} folders of pictures, each read as the frames of a clip "
           "(--layout images: each picture on its own)", file=sys.stderr)
     return "frames", clips
@@ -153,44 +153,31 @@ def _clips(root: Path, layout: str, left_out: Counter[str]) -> tuple[str, list[P
 def _files(root: Path, left_out: Counter[str]) -> Iterator[Path]:
     """All files below root but hidden ones. Links to folders are followed once the real folders
     are through, and each real folder is read once, so that no link leads in a circle."""
-    seen: set[tuple[int, int]] = set()
+    seen: set[str] = set()
     folders, links = [str(root)], []
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(folder)
+        if real in seen:
+            left_out["link{s} to a folder that is used already"] += 1
+            continue
+        seen.add(real)
         try:
-            there = os.stat(folder)
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
-            left_out["folder that cannot be read"] += 1
+            left_out["folder{s} that cannot be read"] += 1
             continue
-        if (there.st_dev, there.st_ino) in seen:
-            left_out["link to a folder that is used already"] += 1
-            continue
-        seen.add((there.st_dev, there.st_ino))
         for entry in entries:
-            is_folder = entry.is_dir(follow_symlinks=False)
+            is_link = entry.is_symlink()
+            is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()
             if HIDDEN.fullmatch(entry.name):
-                left_out["hidden folder" if is_folder else "hidden file"] += 1
+                left_out["hidden folder{s}" if is_folder else "hidden file{s}"] += 1
             elif is_folder:
-                folders.append(entry.path)
-            elif entry.is_symlink() and os.path.isdir(entry.path):
-                links.append(entry.path)
-            elif os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file():
+                (links if is_link else folders).append(entry.path)
+            elif os.path.isfile(entry.path) if is_link else entry.is_file():
                 yield Path(entry.path)
-            elif entry.is_symlink():
-                left_out["link that leads nowhere"] += 1
-
-
-def _kind(name: str) -> str:
-    return {"videos": "video", "frames": "folder of frames", "images": "picture"}[name]
-
-
-def _plural(what: str, count: int) -> str:
-    """ "hidden folder" -> "hidden folders" for more than one."""
-    if count == 1:
-        return what
-    what = what.replace("file of another kind", "files of other kinds")
-    return re.sub(r"^(hidden folder|hidden file|folder|video|picture|link)\b", r"\1s", what)
+            elif is_link:
+                left_out["link{s} that leads nowhere"] += 1
 
 
 def name_below(root: Path, path: Path) -> str:
@@ -213,10 +200,13 @@ def with_classes(layout: Layout, class_names: list[str]) -> Layout:
 
     A class that is not among them is NO_LABEL.
     """
-    new = {label: class_names.index(name) for label, name in enumerate(layout.class_names)
-           if name in class_names}
-    return layout._replace(labels=[new.get(label, NO_LABEL) for label in layout.labels],
-                           class_names=class_names)
+    own = [layout.class_names[label] if label != NO_LABEL else "" for label in layout.labels]
+    return layout._replace(labels=_numbered(own, class_names), class_names=class_names)
+
+
+def _numbered(classes: list[str], class_names: list[str]) -> list[int]:
+    number = {name: label for label, name in enumerate(class_names)}
+    return [number.get(its, NO_LABEL) for its in classes]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -303,16 +293,17 @@ def select(whole: Layout, root: Path, split: Path) -> Layout:
     if whole.name == "images":
         raise ValueError(f"{split} picks videos; {root} is read as images, which take no list")
     wanted, class_names = read_list(split, whole.class_names)
-    there: dict[str, list[tuple[list[str], Path]]] = defaultdict(list)
+    there: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     for path in whole.clips:
-        parts = _folded(name_below(root, path)).split("/")
-        there[parts[-1]].append((parts[:-1], path))
+        folded = "/" + _folded(name_below(root, path))
+        there[os.path.basename(folded)].append((folded, path))
     chosen: dict[Path, int] = {}
-    missing, twice = [], 0
+    missing = []
     for name, label in wanted:
-        *folders, last = _folded(name).split("/")
-        found = [(_agreeing(folders, its), path.suffix == Path(name).suffix, path)
-                 for its, path in there[last] if _agreeing(folders, its) is not None]
+        its = "/" + _folded(name)
+        found = [(min(len(its), len(other)), path.suffix == Path(name).suffix, path)
+                 for other, path in there[os.path.basename(its)]
+                 if its.endswith(other) or other.endswith(its)]
         if not found:
             missing.append(name)
             continue
@@ -320,8 +311,6 @@ def select(whole: Layout, root: Path, split: Path) -> Layout:
         if chosen.setdefault(path, label) != label:
             raise ValueError(f"{split} has {name!r} in {class_names[label]!r} and in "
                              f"{class_names[chosen[path]]!r}; wanted one class for each video")
-        twice += 1
-    twice -= len(chosen)
     if not chosen:
         tried = f"not even {missing[0]!r}" if missing else "it is empty"
         raise ValueError(f"none of the {len(wanted)} videos of {split.name} is in {root}, {tried}; "
@@ -330,7 +319,7 @@ def select(whole: Layout, root: Path, split: Path) -> Layout:
     if missing:
         notes.append(f"{len(missing)} of the {len(wanted)} videos of {split.name} are not in "
                      f"{root}, {missing[0]!r} for one")
-    if twice:
+    if twice := len(wanted) - len(missing) - len(chosen):
         notes.append(f"{twice} entries of {split.name} for videos that it names twice")
     return Layout(whole.name, list(chosen), list(chosen.values()), class_names, tuple(notes))
 
@@ -340,12 +329,6 @@ def _folded(name: str) -> str:
     name = unicodedata.normalize("NFC", name).casefold()
     stem, dot, suffix = name.rpartition(".")
     return stem if dot + suffix in VIDEO_SUFFIXES else name
-
-
-def _agreeing(one: list[str], other: list[str]) -> int | None:
-    """How many folders two paths have in common, if one of them ends with the other."""
-    common = min(len(one), len(other))
-    return common if one[len(one) - common:] == other[len(other) - common:] else None
 
 
 def read_list(split: Path, folders: list[str]) -> Listed:
@@ -390,40 +373,29 @@ def ucf101_list(split: Path, folders: list[str]) -> Listed:
     """
     class_file, class_names, base = _class_file(split)
     known = {_folded(name): name for name in class_names or folders}
-    numbers: dict[str, str] = {}
-    entries = []
+    paths, classes = [], []
     for line, row in list_rows(split):
         name, number = re.fullmatch(r"(.+?)(?:[\s,;]+(\d+)(?:\.0+)?)?", row).groups()
         parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
-        its = next((known[_folded(part)] for part in parts[:-1] if _folded(part) in known), None)
-        ucf = UCF101.fullmatch(parts[-1]) if parts else None
-        if its is None and class_file and number and len(parts) == 1 and not ucf:
-            place = int(number) - base
-            its = class_names[place] if 0 <= place < len(class_names) else number
-        its = its or (parts[-2] if len(parts) > 1 else ucf[1] if ucf else None)
-        if its is None or _suffix_inside(parts[-1]):
+        *above, file = parts or [""]
+        ucf = UCF101.fullmatch(file)
+        its = next((known[_folded(part)] for part in above if _folded(part) in known),
+                   above[-1] if above else ucf[1] if ucf else None)
+        if its is None and class_file and number and 0 <= int(number) - base < len(class_names):
+            its = class_names[int(number) - base]
+        if its is None:
             raise ValueError(f"{split}, line {line}, has {row!r}; wanted 'Class/video.avi' or "
                              "'Class/video.avi 1'")
-        its = known.setdefault(_folded(its), its) if not class_file else its
         if class_file:
             says = str(class_names.index(its) + base) if its in class_names else "no class"
             if says == "no class" or number not in (None, says):
                 raise ValueError(f"{split}, line {line}, has {row!r}, but {class_file.name} says "
                                  f"that {its!r} is {says}")
-        elif numbers.setdefault(its, number or "") != (number or ""):
-            raise ValueError(f"{split}, line {line}, has {row!r}, but an earlier line gives {its!r} "
-                             f"the number {numbers[its] or 'none'}")
-        entries.append(("/".join(parts), its))
-    names = class_names or sorted({*folders, *(its for _, its in entries)})
-    place = {name: label for label, name in enumerate(names)}
-    return [(name, place[its]) for name, its in entries], names
-
-
-def _suffix_inside(name: str) -> bool:
-    """Whether words follow a file's suffix, as in "video.avi one": that was to be a number."""
-    words = re.split(r"[\s,;]+", name)
-    suffixes = [Path(word).suffix.lower() in VIDEO_SUFFIXES for word in words]
-    return any(suffixes[:-1]) and not suffixes[-1]
+        its = known.setdefault(_folded(its), its)
+        paths.append("/".join(parts))
+        classes.append(its)
+    class_names = class_names or sorted({*folders, *classes})
+    return list(zip(paths, _numbered(classes, class_names))), class_names
 
 
 def _class_file(split: Path) -> tuple[Path | None, list[str], int]:
@@ -450,25 +422,24 @@ def something_list(split: Path) -> Listed:
     labels.json (or something-something-v2-labels.json) beside the list numbers the templates.
     """
     entries = _json(split)
-    for place, entry in enumerate(entries if isinstance(entries, list) else [entries], 1):
-        if not isinstance(entry, dict) or "id" not in entry or not isinstance(
-                entry.get("template"), str):
-            raise ValueError(f"{split}, entry {place}, has no \"id\" and \"template\"; take the "
-                             "train or validation list (the test list has no classes)")
+    try:
+        names = [re.sub(r"[\[\]]", "", entry["template"]) for entry in entries]
+        ids = [str(entry["id"]) for entry in entries]
+    except (KeyError, TypeError):
+        raise ValueError(f"{split} has an entry without \"id\" and \"template\"; take the train or "
+                         "validation list (the test list has no classes)") from None
     label_files = sorted(split.parent.glob("*labels.json"))
     if not label_files:
         raise FileNotFoundError(f"no labels.json beside {split}; it numbers the classes")
-    numbers = _json(label_files[0])
-    if not isinstance(numbers, dict) or not all(
-            re.fullmatch(r"\d+(\.0+)?", str(number)) for number in numbers.values()):
-        raise ValueError(f"{label_files[0]} should be like {{\"Holding something\": \"0\"}}")
-    label = {name: int(float(str(number))) for name, number in numbers.items()}
-    names = [re.sub(r"[\[\]]", "", entry["template"]) for entry in entries]
+    try:
+        label = {name: int(float(number)) for name, number in _json(label_files[0]).items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise ValueError(f"{label_files[0]} should be like {{\"Holding something\": \"0\"}}"
+                         ) from None
     unknown = sorted({*names} - {*label})
     if unknown:
         raise ValueError(f"{split} has the class {unknown[0]!r}, {label_files[0].name} has not")
-    return ([(str(entry["id"]), label[name]) for entry, name in zip(entries, names)],
-            _in_order(label, label_files[0]))
+    return list(zip(ids, (label[name] for name in names))), _in_order(label, label_files[0])
 
 
 def _json(path: Path) -> list | dict:
@@ -495,25 +466,24 @@ def kinetics_list(split: Path) -> Listed:
     if not {*needed} <= {*columns}:
         raise ValueError(f"{split} has no columns {','.join(needed)}; take Kinetics' own train.csv "
                          "or val.csv (the test list has no labels)")
-    entries = []
+    names, classes = [], []
     for row in filter(None, rows):
         said = dict(zip(columns, row))
         try:
-            seconds = [f"{int(float(said[name])):06}" for name in needed[2:]]
-            entries.append(("_".join([said["youtube_id"].strip(), *seconds]),
-                            said["label"].strip()))
+            start, end = (int(float(said[name])) for name in needed[2:])
+            names.append(f"{said['youtube_id'].strip()}_{start:06}_{end:06}")
+            classes.append(said["label"].strip())
         except (KeyError, ValueError, OverflowError):
             raise ValueError(f"{split}, line {rows.line_num}, has {','.join(row)!r}; wanted "
                              f"{','.join(columns)}") from None
-    class_names = sorted({label for _, label in entries})
-    number = {name: label for label, name in enumerate(class_names)}
-    return [(name, number[label]) for name, label in entries], class_names
+    class_names = sorted({*classes})
+    return list(zip(names, _numbered(classes, class_names))), class_names
 
 
 # ---------------------------------------------------------------------------------------------
 # How long each clip is: counted once, kept in an index
 
-FACTS = dict(stamp=list, frames=int, height=int, width=int, keys=list, error=str)
+FACTS = {"stamp", "frames", "height", "width", "keys", "error"}
 SHOWN_FROM = 200                         # files that are worth a progress bar
 
 
@@ -522,8 +492,9 @@ def count_frames(paths: list[Path], root: Path, index: str | Path | None) -> dic
 
     Each is asked for its size and time, many at once, since a network answers late: a file that
     was replaced must not be read with the counts of another. Only what is new is opened. What is
-    broken is not kept, and looked at anew the next time: it may be the disk that failed. The index
-    is only a convenience: a broken one is put aside, and one that cannot be written is named.
+    broken is not kept, and looked at anew the next time: it may be the disk that failed. What was
+    counted is saved at the end, and also when this is interrupted. The index is only a convenience:
+    a broken one is put aside, and one that cannot be written is named.
     """
     known = _load_index(index)
     names = {name_below(root, path): path for path in paths}
@@ -532,15 +503,12 @@ def count_frames(paths: list[Path], root: Path, index: str | Path | None) -> dic
     counts = {name: known[name] for name, stamp in stamps.items()
               if name in known and known[name]["stamp"] == stamp}
     new = [name for name in names if name not in counts]
-    saved, pool = len(counts), ThreadPoolExecutor(cores())
+    pool = ThreadPoolExecutor(cores())
     try:
         found = zip(new, pool.map(inspect, (names[name] for name in new)))
         for name, facts in tqdm(found, "counting frames", len(new), unit=" files", mininterval=1.0,
                                 disable=len(new) <= SHOWN_FROM):
             counts[name] = dict(stamp=stamps[name], **facts)
-            if len(counts) > max(1000, 1.25 * saved):       # a long list takes long to write
-                saved = len(counts)
-                _save_index(counts, index)
     finally:
         pool.shutdown(cancel_futures=True)
         if new:
@@ -563,10 +531,11 @@ def inspect(path: Path) -> dict:
         return inspect_file(path)
     try:
         pictures = pictures_of(path)
+        if not pictures:
+            raise ValueError("holds no frames")
     except (OSError, ValueError) as error:
         return dict(frames=0, height=0, width=0, keys=[], error=str(error))
-    facts = inspect_file(pictures[0]) if pictures else dict(frames=0, height=0, width=0, keys=[],
-                                                            error="holds no frames")
+    facts = inspect_file(pictures[0])
     return facts | dict(frames=0 if facts["error"] else len(pictures))
 
 
@@ -576,35 +545,33 @@ def _load_index(index: str | Path | None) -> dict[str, dict]:
         return {}
     try:
         known = json.loads(Path(index).read_text())
-        if not isinstance(known, dict):
+        if not all(FACTS <= facts.keys() for facts in known.values()):
             raise ValueError("no list of files")
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
         print(f"{index} is broken ({error}): put aside as {Path(index).name}.broken and made anew",
               file=sys.stderr)
-        _keep(lambda: os.replace(index, f"{index}.broken"), index)
+        with _saving(index):
+            os.replace(index, f"{index}.broken")
         return {}
-    return {name: facts for name, facts in known.items() if isinstance(facts, dict) and all(
-        isinstance(facts.get(key), kind) for key, kind in FACTS.items())}
+    return known
 
 
 def _save_index(counts: dict[str, dict], index: str | Path | None) -> None:
     """Write the sound files of an index, all or nothing."""
     if index is None:
         return
-    sound = {name: facts for name, facts in counts.items() if not facts["error"]}
     temporary = Path(f"{index}.{os.getpid()}")
-
-    def write() -> None:
-        Path(index).parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(sound))
+    with _saving(index):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({name: facts for name, facts in counts.items()
+                                         if not facts["error"]}))
         os.replace(temporary, index)
 
-    _keep(write, index)
 
-
-def _keep(write: Callable[[], None], index: str | Path) -> None:
+@contextmanager
+def _saving(index: str | Path) -> Iterator[None]:
     try:
-        write()
+        yield
     except OSError as error:
         print(f"{index} cannot be written ({error.strerror}): frames will be counted again",
               file=sys.stderr)

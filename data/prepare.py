@@ -6,9 +6,8 @@ Paper   Sec. 4.1 and App. B.3 (BAIR Robot Pushing; nuScenes: front camera only, 
 Files   bair        RAW/train/traj_0_to_255.tfrecords, or TensorFlow Datasets'
                     RAW/NAME-train.tfrecord-00000-of-00256, read without TensorFlow
                       -> OUT/train/traj_0_to_255-000.mp4, 30 frames of 64x64 each
-        nuscenes    RAW/samples/CAM_FRONT/LOG__CAM_FRONT__1532402927612460.jpg, RAW/sweeps/...,
-                    RAW/v1.0-trainval/{log,scene,sample}.json
-                      -> OUT/train/scene-0061-0/00.jpg ... 31.jpg, OUT/test of every tenth scene
+        nuscenes    RAW/samples/CAM_FRONT/LOG__CAM_FRONT__1532402927612460.jpg, RAW/sweeps/...
+                      -> OUT/train/LOG-0-0/00.jpg ... 31.jpg, OUT/test of every tenth scene
         objectron   RAW/videos/book/batch-1/0/video.MOV, RAW/index/book_annotations_train
                       -> OUT/train/book/batch-1_0.mov
 
@@ -23,12 +22,11 @@ goes on: what is there is not made again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -91,21 +89,17 @@ def part_of(path: Path, raw: Path) -> str:
 def records(path: Path) -> Iterator[bytes]:
     """The data of each record of a file: length (8 bytes), its checksum (4), data, its checksum.
 
-    ValueError at the first one that is cut short or whose length has the wrong checksum: where
-    the next begins is not known then. The checksum of the data is not verified.
+    ValueError at the first that is cut short: where the next begins is not known then. No checksum
+    is verified: a damaged record is not a trajectory, which record_frames notices.
     """
     with open(path, "rb") as file:
         number = 0
         while header := file.read(12):
             length = int.from_bytes(header[:8], "little")
-            if len(header) == 12 and masked_crc32c(header[:8]) != int.from_bytes(header[8:],
-                                                                                 "little"):
-                raise ValueError(f"{path} from record {number} on: the checksum of its length is "
-                                 "wrong")
             left = os.path.getsize(path) - file.tell()
             if len(header) < 12 or left < length + 4:
                 raise ValueError(f"{path} from record {number} on: the file ends in the middle of "
-                                 "it")
+                                 "it, or its length is damaged")
             yield file.read(length)
             file.read(4)
             number += 1
@@ -155,10 +149,8 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     while position < len(message):
         tag, position = _varint(message, position)
         size, position = _varint(message, position)
-        if tag % 8 != 2:
-            raise ValueError(f"a protobuf message has a field of kind {tag % 8}")
-        if position + size > len(message):
-            raise ValueError("a protobuf message ends in the middle of a field")
+        if tag % 8 != 2 or position + size > len(message):
+            raise ValueError("a protobuf message has a field of another kind, or ends in one")
         yield tag // 8, message[position:position + size]
         position += size
 
@@ -173,25 +165,12 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
     raise ValueError("a protobuf message has a number without an end")
 
 
-def masked_crc32c(data: bytes) -> int:
-    """TFRecord's checksum: CRC-32C (Castagnoli), then turned and shifted, since a plain CRC of
-    data that hold their own CRC is always the same number. A byte at a time: for short data."""
-    register = 0xFFFFFFFF
-    for byte in data:
-        register ^= byte
-        for _ in range(8):
-            register = register >> 1 ^ (register & 1) * 0x82F63B78
-    register ^= 0xFFFFFFFF
-    return ((register >> 15 | register << 17) + 0xA282EAD8) % 2 ** 32
-
-
 # ---------------------------------------------------------------------------------------------
 # nuScenes: the front camera's pictures, cut into scenes and videos of 32 frames
 
 NUSCENES = re.compile(r"(?P<log>n\d+-[\d-]+[+-]\d+)__CAM_FRONT__(?P<time>\d+)")
 VIDEO = 32                                              # frames
 PAUSE = 500_000                                         # microseconds; frames are 83,000 apart
-MARGIN = 100_000                 # the camera's clock against the samples', which are the lidar's
 TEST_EVERY = 10
 
 
@@ -212,7 +191,7 @@ def prepare_nuscenes(raw: Path, out: Path) -> Made:
     many.
     """
     made: Counter[str] = Counter()
-    for place, (name, frames) in enumerate(find_scenes(raw, find_frames(raw)).items()):
+    for place, (name, frames) in enumerate(find_scenes(find_frames(raw)).items()):
         part = "test" if place % TEST_EVERY == TEST_EVERY - 1 else "train"
         for number in range(len(frames) // VIDEO):
             chosen = frames[number * VIDEO:(number + 1) * VIDEO]
@@ -242,43 +221,19 @@ def find_frames(raw: Path) -> list[Frame]:
                 frames.append(Frame(name["log"], int(name["time"]), path))
     if not frames:
         raise FileNotFoundError(f"no pictures in {raw}/samples/CAM_FRONT; give nuScenes' own "
-                                "folder, in which samples, sweeps and v1.0-trainval lie")
+                                "folder, in which samples and sweeps lie")
     return sorted(frames)
 
 
-def find_scenes(raw: Path, frames: list[Frame]) -> dict[str, list[Frame]]:
-    """name -> frames in order. By the tables if they are there, else a pause ends a scene."""
-    tables = sorted(raw.glob("v1.0-*/scene.json"))
-    if tables:
-        return scenes_of_tables(tables, frames)
+def find_scenes(frames: list[Frame]) -> dict[str, list[Frame]]:
+    """name -> frames in order: a pause, or another drive, ends a scene. Scenes of nuScenes' tables
+    that follow each other without a pause are one here, so that none is half in each part."""
     scenes, number = {f"{frames[0].log}-0": [frames[0]]}, 0
     for before, frame in pairwise(frames):
         if frame.log != before.log or frame.time - before.time > PAUSE:
             number = 0 if frame.log != before.log else number + 1
         scenes.setdefault(f"{frame.log}-{number}", []).append(frame)
     return scenes
-
-
-def scenes_of_tables(tables: list[Path], frames: list[Frame]) -> dict[str, list[Frame]]:
-    """A scene is what lies between its first sample and its last, in the log that it is from."""
-    spans: dict[str, tuple[str, int, int]] = {}
-    for table in tables:
-        logs, scenes, samples = (json.loads(table.with_name(f"{name}.json").read_text())
-                                 for name in ("log", "scene", "sample"))
-        log_of = {log["token"]: log["logfile"] for log in logs}
-        times: dict[str, list[int]] = defaultdict(list)
-        for sample in samples:
-            times[sample["scene_token"]].append(sample["timestamp"])
-        for scene in scenes:
-            inside = times[scene["token"]]
-            spans[scene["name"]] = (log_of[scene["log_token"]], min(inside) - MARGIN,
-                                    max(inside) + MARGIN)
-    of_log: dict[str, list[Frame]] = defaultdict(list)
-    for frame in frames:
-        of_log[frame.log].append(frame)
-    found = {name: [frame for frame in of_log[log] if first <= frame.time <= last]
-             for name, (log, first, last) in sorted(spans.items())}
-    return {name: inside for name, inside in found.items() if inside}
 
 
 # ---------------------------------------------------------------------------------------------

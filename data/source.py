@@ -63,24 +63,23 @@ def parallel(source: ClipSource) -> bool:
 
 def spare_frames(source: ClipSource, index: int) -> int:
     """How many frames video `index` is longer than a clip: a clip has one more start. Default 0."""
-    own = getattr(source, "spare_frames", None)
-    return 0 if own is None else own(index)
+    return source.spare_frames(index) if hasattr(source, "spare_frames") else 0
 
 
 def clip_at(source: ClipSource, index: int, start: int, y: float, x: float
             ) -> tuple[np.ndarray, int]:
     """The clip of video `index` from frame `start`, cropped at y, x in [0, 1] of what is spare.
     By default its central clip."""
-    own = getattr(source, "clip_at", None)
-    return source.clip(index, None) if own is None else own(index, start, y, x)
+    if hasattr(source, "clip_at"):
+        return source.clip_at(index, start, y, x)
+    return source.clip(index, None)
 
 
 def fingerprint(source: ClipSource) -> str:
     """Ten letters that change when the clips do, so that what was computed of other clips is not
     used. By default they are made of the content of eight clips or so."""
-    own = getattr(source, "fingerprint", None)
-    if own is not None:
-        return own()
+    if hasattr(source, "fingerprint"):
+        return source.fingerprint()
     shown = range(0, len(source), max(1, len(source) // 8))
     clips = [source.clip(index, None) for index in shown]
     return digest([len(source), [[hashlib.sha256(np.ascontiguousarray(frames)).hexdigest(),
@@ -216,9 +215,8 @@ class BatchLoader:
 def one_core_each(threads: int) -> ThreadPoolExecutor:
     """Threads that prepare while others compute: an operation of torch in one takes one core.
 
-    Otherwise each would have a team of OpenMP threads as large as the machine. Where there are
-    more threads than cores, those sleep between operations, and every operation of the training
-    step waits until they wake (a third of the toy's time).
+    Otherwise each would have a team of OpenMP threads as large as the machine, and every operation
+    of the training step would wait for them (a third of the toy's time).
     """
     torch.get_num_threads()                 # fixes the caller's own number before it is changed
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
