@@ -6,8 +6,9 @@ Paper   Sec. 4.1 and App. B.3 (BAIR Robot Pushing; nuScenes: front camera only, 
 Files   bair        RAW/train/traj_0_to_255.tfrecords, or TensorFlow Datasets'
                     RAW/NAME-train.tfrecord-00000-of-00256, read without TensorFlow
                       -> OUT/train/traj_0_to_255-000.mp4, 30 frames of 64x64 each
-        nuscenes    RAW/samples/CAM_FRONT/LOG__CAM_FRONT__1532402927612460.jpg, RAW/sweeps/...
-                      -> OUT/train/LOG-0-0/00.jpg ... 31.jpg, OUT/test of every tenth scene
+        nuscenes    RAW/samples/CAM_FRONT/LOG__CAM_FRONT__1532402927612460.jpg, RAW/sweeps/...,
+                    RAW/v1.0-trainval/{log,scene,sample}.json
+                      -> OUT/train/scene-0061-0/00.jpg ... 31.jpg, OUT/test of every tenth scene
         objectron   RAW/videos/book/batch-1/0/video.MOV, RAW/index/book_annotations_train
                       -> OUT/train/book/batch-1_0.mov
 
@@ -22,11 +23,12 @@ goes on: what is there is not made again.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -171,6 +173,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 NUSCENES = re.compile(r"(?P<log>n\d+-[\d-]+[+-]\d+)__CAM_FRONT__(?P<time>\d+)")
 VIDEO = 32                                              # frames
 PAUSE = 500_000                                         # microseconds; frames are 83,000 apart
+MARGIN = 100_000                 # the camera's clock against the samples', which are the lidar's
 TEST_EVERY = 10
 
 
@@ -191,7 +194,7 @@ def prepare_nuscenes(raw: Path, out: Path) -> Made:
     many.
     """
     made: Counter[str] = Counter()
-    for place, (name, frames) in enumerate(find_scenes(find_frames(raw)).items()):
+    for place, (name, frames) in enumerate(find_scenes(raw, find_frames(raw)).items()):
         part = "test" if place % TEST_EVERY == TEST_EVERY - 1 else "train"
         for number in range(len(frames) // VIDEO):
             chosen = frames[number * VIDEO:(number + 1) * VIDEO]
@@ -221,19 +224,43 @@ def find_frames(raw: Path) -> list[Frame]:
                 frames.append(Frame(name["log"], int(name["time"]), path))
     if not frames:
         raise FileNotFoundError(f"no pictures in {raw}/samples/CAM_FRONT; give nuScenes' own "
-                                "folder, in which samples and sweeps lie")
+                                "folder, in which samples, sweeps and v1.0-trainval lie")
     return sorted(frames)
 
 
-def find_scenes(frames: list[Frame]) -> dict[str, list[Frame]]:
-    """name -> frames in order: a pause, or another drive, ends a scene. Scenes of nuScenes' tables
-    that follow each other without a pause are one here, so that none is half in each part."""
+def find_scenes(raw: Path, frames: list[Frame]) -> dict[str, list[Frame]]:
+    """name -> frames in order. By the tables if they are there, else a pause ends a scene."""
+    tables = sorted(raw.glob("v1.0-*/scene.json"))
+    if tables:
+        return scenes_of_tables(tables, frames)
     scenes, number = {f"{frames[0].log}-0": [frames[0]]}, 0
     for before, frame in pairwise(frames):
         if frame.log != before.log or frame.time - before.time > PAUSE:
             number = 0 if frame.log != before.log else number + 1
         scenes.setdefault(f"{frame.log}-{number}", []).append(frame)
     return scenes
+
+
+def scenes_of_tables(tables: list[Path], frames: list[Frame]) -> dict[str, list[Frame]]:
+    """A scene is what lies between its first sample and its last, in the log that it is from."""
+    of_log: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        of_log[frame.log].append(frame)
+    found = {}
+    for table in tables:
+        logs, scenes, samples = (json.loads(table.with_name(f"{name}.json").read_text())
+                                 for name in ("log", "scene", "sample"))
+        log_of = {log["token"]: log["logfile"] for log in logs}
+        times: dict[str, list[int]] = defaultdict(list)
+        for sample in samples:
+            times[sample["scene_token"]].append(sample["timestamp"])
+        for scene in scenes:
+            first, last = min(times[scene["token"]]), max(times[scene["token"]])
+            inside = [frame for frame in of_log[log_of[scene["log_token"]]]
+                      if first - MARGIN <= frame.time <= last + MARGIN]
+            if inside:
+                found[scene["name"]] = inside
+    return dict(sorted(found.items()))
 
 
 # ---------------------------------------------------------------------------------------------

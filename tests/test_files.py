@@ -791,6 +791,22 @@ def drives(tmp_path):
     return raw
 
 
+def tables(raw):
+    """The three tables that tell scenes apart; here the first drive's two scenes are one."""
+    folder = raw / "v1.0-mini"
+    folder.mkdir()
+    logs, scenes, samples = [], [], []
+    for number, (log, begin) in enumerate(LOGS.items()):
+        logs.append(dict(token=f"log{number}", logfile=log, vehicle=log[:4]))
+        scenes.append(dict(token=f"s{number}", name=f"scene-{61 + number:04}",
+                           log_token=f"log{number}", nbr_samples=2))
+        last = begin + 69 * STEP + (number == 0) * (40 * STEP + 2_000_000)
+        samples += [dict(token=f"{number}{time}", scene_token=f"s{number}", timestamp=time + 40_000)
+                    for time in (begin, last)]
+    for name, rows in dict(log=logs, scene=scenes, sample=samples).items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+
+
 def test_nuscenes_is_cut_by_pauses_into_scenes_and_videos_of_32_frames(drives, tmp_path):
     made = prepare.prepare_nuscenes(drives, tmp_path / "out")
     assert made == dict(train=6)                        # 70 frames are two videos, 40 are one
@@ -802,11 +818,19 @@ def test_nuscenes_is_cut_by_pauses_into_scenes_and_videos_of_32_frames(drives, t
     assert prepare.prepare_nuscenes(drives, tmp_path / "out") == made   # again: nothing to do
 
 
+def test_where_the_tables_are_they_say_what_a_scene_is(drives, tmp_path):
+    tables(drives)
+    scenes = prepare.find_scenes(drives, prepare.find_frames(drives))
+    assert {name: len(frames) for name, frames in scenes.items()} == {
+        "scene-0061": 110, "scene-0062": 70}
+    assert prepare.prepare_nuscenes(drives, tmp_path / "out") == dict(train=3 + 2)
+
+
 def test_every_tenth_scene_is_kept_for_testing(tmp_path, monkeypatch):
     frames = {f"scene-{i:04}": [prepare.Frame("log", t, tmp_path / "x.jpg") for t in range(64)]
               for i in range(20)}
     monkeypatch.setattr(prepare, "find_frames", lambda raw: [])
-    monkeypatch.setattr(prepare, "find_scenes", lambda found: frames)
+    monkeypatch.setattr(prepare, "find_scenes", lambda raw, found: frames)
     assert prepare.prepare_nuscenes(tmp_path, tmp_path / "out") == dict(train=36, test=4)
     assert {path.name[:10] for path in (tmp_path / "out" / "test").iterdir()} == {
         "scene-0009", "scene-0019"}
