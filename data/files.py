@@ -492,9 +492,9 @@ def count_frames(paths: list[Path], root: Path, index: str | Path | None) -> dic
 
     Each is asked for its size and time, many at once, since a network answers late: a file that
     was replaced must not be read with the counts of another. Only what is new is opened. What is
-    broken is not kept, and looked at anew the next time: it may be the disk that failed. What was
-    counted is saved at the end, and also when this is interrupted. The index is only a convenience:
-    a broken one is put aside, and one that cannot be written is named.
+    broken is not kept, and looked at anew the next time: it may be the disk that failed. The index
+    is saved now and then, since a long list takes long to count. It is only a convenience: a broken
+    one is put aside, and one that cannot be written is named.
     """
     known = _load_index(index)
     names = {name_below(root, path): path for path in paths}
@@ -503,12 +503,15 @@ def count_frames(paths: list[Path], root: Path, index: str | Path | None) -> dic
     counts = {name: known[name] for name, stamp in stamps.items()
               if name in known and known[name]["stamp"] == stamp}
     new = [name for name in names if name not in counts]
-    pool = ThreadPoolExecutor(cores())
+    saved, pool = len(counts), ThreadPoolExecutor(cores())
     try:
         found = zip(new, pool.map(inspect, (names[name] for name in new)))
         for name, facts in tqdm(found, "counting frames", len(new), unit=" files", mininterval=1.0,
                                 disable=len(new) <= SHOWN_FROM):
             counts[name] = dict(stamp=stamps[name], **facts)
+            if len(counts) > max(1000, 1.25 * saved):
+                saved = len(counts)
+                _save_index({**known, **counts}, index)
     finally:
         pool.shutdown(cancel_futures=True)
         if new:
