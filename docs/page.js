@@ -41,7 +41,8 @@ const CLIP = {
   direction: ["Direction", range(0, WORLD.directions.length - 1), WORLD.directions],
   colour: ["Colour", range(0, WORLD.choices[3] - 1), Object.keys(PAINTS)],
   lane: ["Lane", range(0, WORLD.choices[1] - 1), range(1, WORLD.choices[1])],
-  start: ["Start", range(0, WORLD.choices[2] - 1)],
+  start: ["Start", range(0, WORLD.choices[2] - 1),
+          range(0, WORLD.choices[2] - 1).map(i => `${2 * i * WORLD.cell} pixels`)],
 };
 const RUN = {
   task: ["Task", TASKS, TASKS.map(name => `${name}: ${FACTS.tasks[name]}`)],
@@ -421,7 +422,7 @@ function showCutoff(cells) {
                         text(4, level - 5, `s* = ${number(cutoff)}`)] : [];
   chart("cutoff", 166, count ? `Each dot is a token sampled in this step. The cut-off is score
     number ${count} from the left: the ${drawn.length - count} to its right are decided, the others
-    will be sampled again.` : `The last step has no cut-off: its ${many(drawn.length)} are all decided.`,
+    will be sampled again.` : `The last step has no cut-off: all its tokens are decided.`,
     rule(0, 148, width, 148), ...dots, text(0, 163, "least confident"),
     text(width, 163, "most confident", `text-anchor="end"`), ...mark);
 }
@@ -628,20 +629,20 @@ const TOUR = [
   [`This clip in ${N} tokens`, "part-clip", CHANGED,
    `A clip of ${T} frames is ${(T * H * W * 3).toLocaleString("en")} numbers. The encoder turns it
     into ${N} tokens, each a number from 0 to ${CODES - 1}: an entry of a codebook that stands for
-    ${VOXEL_WORDS}. The decoder turns tokens back into a clip. One token has been changed here: below
-    the tokens you see which pixels change with it.`],
+    ${VOXEL_WORDS}. The decoder turns tokens back into a clip. One token has been changed here:
+    below the tokens you see which pixels change with it.`],
   ["What is given becomes a condition", "part-condition", {},
    `In central outpainting only the middle is given. COMMIT cuts it out, fills the rest by repeating
-    its border, and encodes the result: the condition, which contains nothing of the hidden part. Its
-    orange tokens differ from those of the whole clip: the encoder sees padding next to them.`],
+    its border, and encodes the result: the condition, which contains nothing of the hidden part.
+    Its orange tokens differ from those of the whole clip: the encoder sees padding next to them.`],
   ["Algorithm 1 decides step by step", "part-run", {task: "OPD", goal: STEPS},
    `In each step the transformer predicts every unknown token from the input z̄. The most confident
     predictions are kept. The others are sampled again in the next step, until all are decided, also
     those of the condition. Click a line of the algorithm, or step back with ‹.`],
   ["Why not simply unmask?", "part-run", {...FUTURES, method: "leaked tokens"},
    `One frame is given, and the tokens of the whole clip are unmasked there. But a token depends on
-    far more than its own pixels: these tokens reveal how the clip continues, and all samples move as
-    the real clip does. Somebody who has only the frame does not have such tokens.`],
+    far more than its own pixels: these tokens reveal how the clip continues, and all samples move
+    as the real clip does. Somebody who has only the frame does not have such tokens.`],
   ["One frame, several futures", "part-run", FUTURES,
    `The same first frame, now as a condition of COMMIT. It does not say where the shape will go, and
     the samples move in different directions. Try temperature 0, which removes the noise from the

@@ -130,26 +130,18 @@ function region(task, T, H, W) {
  * frame for FI; else the nearest pixel that is given, along each axis.
  */
 function makeCondition(video, task) {
-  const [, T, H, W] = video.shape, given = region(task, T, H, W), valid = [];
-  const low = [T, H, W], high = [-1, -1, -1];                     // the box around what is given
-  for (let t = 0; t < T; t++) for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) {
-    valid.push(given(t, y, x));
-    if (given(t, y, x)) [t, y, x].forEach((at, axis) => {
-      low[axis] = Math.min(low[axis], at);
-      high[axis] = Math.max(high[axis], at);
-    });
-  }
-  const black = ["OPD", "IPC", "IPD", "CG"].includes(task);
+  const [, T, H, W] = video.shape, given = region(task, T, H, W), places = positions([T, H, W]);
+  const valid = places.map(place => given(...place)), inside = places.filter((_, i) => valid[i]);
+  const low = [0, 1, 2].map(axis => Math.min(...inside.map(place => place[axis])));
+  const high = [0, 1, 2].map(axis => Math.max(...inside.map(place => place[axis])));
   const near = (at, axis) => Math.min(high[axis], Math.max(low[axis], at));
   const pixel = (c, t, y, x) => video.data[((c * T + t) * H + y) * W + x];
+  const black = ["OPD", "IPC", "IPD", "CG"].includes(task);
   const padded = (c, t, y, x) =>
     black ? (given(t, y, x) ? pixel(c, t, y, x) : 0) :
     task === "FI" ? pixel(c, 0, y, x) + (pixel(c, T - 1, y, x) - pixel(c, 0, y, x)) * t / (T - 1) :
     pixel(c, near(t, 0), near(y, 1), near(x, 2));
-  const data = new Float64Array(video.data.length);
-  for (let c = 0, i = 0; c < 3; c++)
-    for (let t = 0; t < T; t++) for (let y = 0; y < H; y++) for (let x = 0; x < W; x++)
-      data[i++] = padded(c, t, y, x);
+  const data = Float64Array.from([0, 1, 2].flatMap(c => places.map(place => padded(c, ...place))));
   return {video: {data, shape: video.shape}, valid};
 }
 
@@ -164,6 +156,10 @@ function isPadding(valid, [T, H, W], [t, h, w]) {
 
 // ---------------------------------------------------------------------------------------------
 // The blocks of the tokenizer (App. A.1): tokenizer.py. x is {data, shape: [channels, T, H, W]}.
+
+/** All [t, y, x] of a box, in this order. */
+const positions = ([T, H, W]) => Array.from({length: T * H * W}, (_, i) =>
+  [Math.floor(i / (H * W)), Math.floor(i / W) % H, i % W]);
 
 const product = sizes => sizes.reduce((a, b) => a * b, 1);
 
@@ -182,19 +178,20 @@ function boxOf(i, [, H, W], [a, b, d]) {
  */
 function weightedSums(data, starts, offsets, weight, bias, outputs = weight.shape[0]) {
   const rows = starts.length, count = offsets.length, out = new Float64Array(outputs * rows);
+  const places = Int32Array.from(offsets);                      // integers, for speed
   const four = new Float64Array(4 * count);                     // the weights of four outputs
   for (let first = 0; first < outputs; first += 4) {
-    const places = [0, 1, 2, 3].map(more => Math.min(first + more, outputs - 1));
-    const [a, b, c, d] = places.map(o => o * rows);             // where the sums are written
-    const [biasA, biasB, biasC, biasD] = places.map(o => bias ? bias.data[o] : 0);
+    const tile = [0, 1, 2, 3].map(more => Math.min(first + more, outputs - 1));
+    const [a, b, c, d] = tile.map(o => o * rows);               // where the sums are written
+    const [biasA, biasB, biasC, biasD] = tile.map(o => bias ? bias.data[o] : 0);
     for (let i = 0; i < count; i++)
-      for (let j = 0; j < 4; j++) four[4 * i + j] = weight.data[places[j] * count + i];
+      for (let j = 0; j < 4; j++) four[4 * i + j] = weight.data[tile[j] * count + i];
     for (let row = 0; row < rows; row += 2) {
       const next = Math.min(row + 1, rows - 1), start0 = starts[row], start1 = starts[next];
       let a0 = biasA, b0 = biasB, c0 = biasC, d0 = biasD;
       let a1 = biasA, b1 = biasB, c1 = biasC, d1 = biasD;
       for (let i = 0, j = 0; i < count; i++, j += 4) {
-        const x0 = data[start0 + offsets[i]], x1 = data[start1 + offsets[i]];
+        const x0 = data[start0 + places[i]], x1 = data[start1 + places[i]];
         const wa = four[j], wb = four[j + 1], wc = four[j + 2], wd = four[j + 3];
         a0 += wa * x0; b0 += wb * x0; c0 += wc * x0; d0 += wd * x0;
         a1 += wa * x1; b1 += wb * x1; c1 += wc * x1; d1 += wd * x1;
@@ -229,14 +226,9 @@ function padReflect(x, kernel) {
 function conv3d(x, weight, bias) {
   const [outputs, inputs, ...kernel] = weight.shape, [, T, H, W] = x.shape;
   const {data, shape: [, Tp, Hp, Wp]} = padReflect(x, kernel);
-  const places = (channels, [times, rows, columns]) => {           // positions in the padded data
-    const found = [];
-    for (let c = 0; c < channels; c++) for (let t = 0; t < times; t++)
-      for (let y = 0; y < rows; y++) for (let x = 0; x < columns; x++)
-        found.push(((c * Tp + t) * Hp + y) * Wp + x);
-    return Int32Array.from(found);
-  };
-  const pixels = places(1, [T, H, W]), taps = places(inputs, kernel);
+  const at = ([t, y, x]) => (t * Hp + y) * Wp + x, pixels = positions([T, H, W]).map(at);
+  const taps = Array.from({length: inputs}, (_, c) =>
+    positions(kernel).map(place => c * Tp * Hp * Wp + at(place))).flat();
   return {data: weightedSums(data, pixels, taps, weight, bias), shape: [outputs, T, H, W]};
 }
 
@@ -287,9 +279,8 @@ const add = (x, y) => ({data: x.data.map((value, i) => value + y.data[i]), shape
 class Tokenizer {
   constructor(config, weights) {
     Object.assign(this, {config, weights, codebook: weights["quantizer.codebook"]});
-    const base = config.base_channels;
-    this.widths = config.channel_multipliers.map(m => m * base);
     this.strides = config.temporal_downsample.map(temporal => [temporal ? 2 : 1, 2, 2]);
+    this.blocks = Array(config.num_res_blocks).fill(this.block);                 // of one stage
   }
 
   latentShape(sizes) {
@@ -312,19 +303,17 @@ class Tokenizer {
     return add(this.weights[`${name}.skip.weight`] ? this.conv(x, `${name}.skip`) : x, twice);
   }
 
-  /** video [3, T, H, W] -> latents [D, t, h, w]: deeper, smaller, wider. */
+  /** One layer after the other; their numbers are those of tokenizer.py. */
+  sequence(x, name, layers) {
+    return layers.reduce((x, layer, i) => layer.call(this, x, `${name}.${i}`), x);
+  }
+
+  /** video [3, T, H, W] -> latents [D, t, h, w]. */
   latents(video) {
-    let layer = 0, x = this.conv(video, `encoder.${layer++}`);
-    const blocks = () => {
-      for (let i = 0; i < this.config.num_res_blocks; i++) x = this.block(x, `encoder.${layer++}`);
-    };
-    for (const [stage] of this.widths.entries()) {
-      blocks();
-      if (this.strides[stage]) { x = averagePool(x, this.strides[stage]); layer++; }
-    }
-    blocks();
-    x = this.norm(x, `encoder.${layer++}`);
-    return this.conv(x, `encoder.${layer}`);
+    const {blocks, conv, norm, strides} = this;
+    const stages = strides.flatMap(stride => [...blocks, x => averagePool(x, stride)]);
+    return this.sequence(video, "encoder",
+                         [conv, ...stages, ...blocks, ...blocks, norm, conv]);
   }
 
   /** f_T: video [3, T, H, W] -> N tokens, each the nearest code: argmin_k |latent - e_k|^2. */
@@ -348,18 +337,11 @@ class Tokenizer {
     const D = this.config.embedding_dim, N = tokens.length, embeddings = new Float64Array(D * N);
     for (let d = 0; d < D; d++)
       tokens.forEach((k, i) => { embeddings[d * N + i] = this.codebook.data[k * D + d]; });
-    let layer = 0, x = this.conv({data: embeddings, shape: [D, ...grid]}, `decoder.${layer++}`);
-    const blocks = () => {
-      for (let i = 0; i < this.config.num_res_blocks; i++) x = this.block(x, `decoder.${layer++}`);
-    };
-    blocks();
-    for (let stage = this.widths.length - 1; stage >= 0; stage--) {
-      blocks();
-      if (stage > 0)
-        x = this.conv(resizeNearest(x, this.strides[stage - 1]), `decoder.${layer++}.conv`);
-    }
-    x = this.norm(x, `decoder.${layer++}`);
-    return this.conv(x, `decoder.${layer}`);
+    const {blocks, conv, norm, strides} = this;
+    const larger = stride => (x, name) => this.conv(resizeNearest(x, stride), `${name}.conv`);
+    const stages = [...strides].reverse().flatMap(stride => [...blocks, larger(stride)]);
+    return this.sequence({data: embeddings, shape: [D, ...grid]}, "decoder",
+                         [conv, ...blocks, ...stages, ...blocks, norm, conv]);
   }
 }
 
@@ -369,9 +351,8 @@ class Tokenizer {
 /** x W^T + b for every row of x. */
 function linear(x, weight, bias, outputs = weight.shape[0]) {
   const inputs = weight.shape[1], rows = x.length / inputs;
-  const starts = Int32Array.from({length: rows}, (_, row) => row * inputs);
-  const offsets = Int32Array.from(Array(inputs).keys());
-  const columns = weightedSums(x, starts, offsets, weight, bias, outputs);
+  const starts = Array.from({length: rows}, (_, row) => row * inputs);
+  const columns = weightedSums(x, starts, [...Array(inputs).keys()], weight, bias, outputs);
   return columns.map((_, i) => columns[i % outputs * rows + Math.floor(i / outputs)]);
 }
 
