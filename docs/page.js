@@ -279,7 +279,7 @@ function showClip({clip}, tokens) {
     "This clip is one of those that the network was trained on.";
   const error = picture && clip.reduce((sum, x, i) => sum + (x - picture[i]) ** 2, 0) / clip.length;
   $("clip-words").textContent = origin + (picture ? ` The PSNR of its reconstruction is
-    ${Math.round(10 * Math.log10(255 ** 2 / error))} dB (25 is good for this network).` : "");
+    ${Math.round(10 * Math.log10(255 ** 2 / error))} dB.` : "");
 }
 
 function showCondition({clip, valid, condition: video, isPad}, condition, tokens) {
