@@ -1,62 +1,79 @@
 "use strict";
 // What a reader can do on the page. The networks and Algorithm 1 are in paper.js, above.
 //
-// state is all that a reader can choose; go(change) changes it and draws the page anew. What takes
-// longer is asked of a worker: ask(key, work) returns an answer, or undefined, and the page is drawn
-// again once the answer is there. Read draw, and from there what it calls.
+// state is all that a reader can choose; go(change) changes it and draws the page again. What takes
+// longer is done by a worker: ask(key, work) returns its answer, or undefined, and the page is
+// drawn again when the answer arrives. Read draw, and from there what it calls.
 
-const $ = id => document.getElementById(id), all = query => [...document.querySelectorAll(query)];
+const $ = id => document.getElementById(id);
+const all = query => [...document.querySelectorAll(query)];
 const when = (element, event, act) => element.addEventListener(event, act);
+const range = (first, last) => Array.from({length: last - first + 1}, (_, i) => first + i);
+
 const FACTS = JSON.parse($("facts").textContent), {shapes: WORLD, lines: LINES} = FACTS;
 const [T, H, W] = FACTS.size, TASKS = Object.keys(FACTS.tasks), STEPS = FACTS.decoding.steps;
 const GRID = new Tokenizer(FACTS.tokenizer, {}).latentShape(FACTS.size), [t, h, w] = GRID;
-const N = t * h * w, CODES = FACTS.tokenizer.codebook_size;
+const N = t * h * w, CODES = FACTS.tokenizer.codebook_size, SUPERVOXEL = [T / t, H / h, W / w];
+const VOXEL_WORDS = `${T / t} frames of ${H / h} × ${W / w} pixels`;
 const METHODS = {
-  "COMMIT": "the condition's tokens stand where [MASK] would, and are decided anew like the others.",
+  "COMMIT": "the input shows the condition's tokens, and the transformer may correct them.",
   "latent masking": "the condition's tokens count as decided from the start, right or wrong.",
-  "leaked tokens": "where something is given, the whole clip's tokens stand. They know the rest.",
+  "leaked tokens": "the given part shows tokens of the whole clip, which reveal the rest of it.",
 };
-const SCHEDULES = ["cosine", "uniform", "exp"];
-const PAINTS = {red: WORLD.colours[0], green: WORLD.colours[1], blue: WORLD.colours[2],
-                yellow: [0.95, 0.85, 0.2], white: [0.9, 0.9, 0.9],
-                ground: Array(3).fill(WORLD.ground)};
+const PAINTS = {
+  red: WORLD.colours[0], green: WORLD.colours[1], blue: WORLD.colours[2],
+  yellow: [0.95, 0.85, 0.2], white: [0.9, 0.9, 0.9], ground: Array(3).fill(WORLD.ground),
+};
 const STILL = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 const state = {
   shape: 3, direction: 0, lane: 1, start: 0, colour: 0,              // the clip
-  painted: null, version: 0, brush: "yellow", size: 3, moving: true, cursor: null,
+  painted: null, version: 0, brush: "yellow", moving: true, cursor: null,
   task: "OPC", method: "COMMIT", ...FACTS.decoding, seed: 0, samples: 1,
   step: 0, goal: 0, sample: 0,                    // the step that is shown; compute up to; of which
   frame: 0, playing: !STILL, line: null, grid: null, token: null, code: null, tour: 0,
 };
-const CLIP = ["shape", "direction", "lane", "start", "colour"];
-const RUN = ["task", "method", "schedule", "steps", "temperature", "seed", "samples"];
+const among = (choices, own) => [...new Set([...choices, own])].sort((a, b) => a - b);
+
+// What can be chosen: its title, its values, and words for them if they need any
+const CLIP = {
+  shape: ["Shape", range(0, WORLD.shapes.length - 1), WORLD.shapes],
+  direction: ["Direction", range(0, WORLD.directions.length - 1), WORLD.directions],
+  colour: ["Colour", range(0, WORLD.choices[3] - 1), Object.keys(PAINTS)],
+  lane: ["Lane", range(0, WORLD.choices[1] - 1), range(1, WORLD.choices[1])],
+  start: ["Start", range(0, WORLD.choices[2] - 1),
+          range(0, WORLD.choices[2] - 1).map(i => `${2 * i * WORLD.cell} pixels`)],
+};
+const RUN = {
+  task: ["Task", TASKS, TASKS.map(name => `${name}: ${FACTS.tasks[name]}`)],
+  method: ["Input in the given part", Object.keys(METHODS)],
+  schedule: ["Schedule γ", ["cosine", "uniform", "exp"]],
+  steps: ["Steps K", among([1, 2, 4, 8, 12, 16, 24, 32, N], STEPS)],
+  temperature: ["Temperature", among([0, 0.5, 1, 2, 4, 8, 16], FACTS.decoding.temperature)],
+  seed: ["Seed of the noise", range(0, 99)],
+  samples: ["Samples", [1, 2, 3, 4]],
+};
+const BRUSH = {brush: ["Brush", Object.keys(PAINTS)]}, CHOICES = {...CLIP, ...RUN, ...BRUSH};
 
 // ---------------------------------------------------------------------------------------------
 // The worker, its answers and its times
 
-const answers = new Map(), times = {}, run = {id: 0, key: "", states: []};
-let worker, busy = true, wanted = [];
-try {
-  worker = new Worker(URL.createObjectURL(new Blob([$("paper").textContent])));
-  worker.postMessage({work: "begin", facts: FACTS, weights: $("weights").textContent});
-  worker.onmessage = ({data: {work, key, id, sample, answer, ms}}) => {
-    busy = false;
-    times[work] = Math.min(times[work] ?? Infinity, ms);
-    if (key) answers.set(key, answer);
-    if (answers.size > 400) answers.delete(answers.keys().next().value);
-    if (work === "step" && id === run.id) arrived(sample, answer);
-    draw();
-  };
-} catch (error) {
-  document.querySelector("header").append(`This browser lets no page compute: ${error.message}`);
-}
+const worker = new Worker(URL.createObjectURL(new Blob([$("paper").textContent])));
+const answers = new Map(), times = {};
+let busy = true, wanted = [];
+worker.postMessage({work: "begin", facts: FACTS, weights: $("weights").textContent});
+worker.onmessage = ({data: {work, key, answer, ms}}) => {
+  const follow = work === "step" && state.step === done();
+  busy = false;
+  times[work] = Math.min(times[work] ?? Infinity, ms);
+  if (answers.size > 1000) answers.clear();
+  answers.set(key, answer);
+  if (follow) state.step = done();
+  draw();
+};
+const slow = () => times.encode > 1500;                              // a phone: fewer samples
 
-const slow = () => times.encode > 1500;                              // a phone: fewer samples at once
-const done = () => Math.min(...run.states.map(states => states.length));
-const shown = () => run.states[state.sample][state.step - 1];        // what the shown step has done
-
-/** The answer to a piece of work, once it is there; until then it is on the list of what is wanted. */
+/** The worker's answer to a piece of work; until it is there, the work is among what is wanted. */
 function ask(key, work) {
   if (!answers.has(key)) wanted.push({key, ...work});
   return answers.get(key);
@@ -64,42 +81,28 @@ function ask(key, work) {
 const decoded = tokens => tokens && ask(tokens.join(), {work: "decode", tokens});
 const encoded = (key, video) => ask(key, {work: "encode", video: video.data});
 
-/** Gives the worker what is wanted first, or else the next step of Algorithm 1. */
-function occupy() {
-  const lengths = run.states.map(states => states.length), least = Math.min(...lengths);
-  const step = run.ready && least < state.goal &&
-    {work: "step", id: run.id, sample: lengths.indexOf(least)};
-  const item = wanted[0] || run.start || step;
-  if (busy || !item) return;
-  if (item === run.start) run.start = null;
-  busy = true;
-  worker.postMessage(item);
+const runKey = sample =>
+  [clipKey(), ...Object.keys(RUN).map(name => state[name]), sample].join("|");
+const stepOf = (sample, step) => answers.get(`${runKey(sample)} step ${step}`);
+const shown = () => stepOf(state.sample, state.step);
+
+/** How many steps of Algorithm 1 all samples have. */
+function done() {
+  let step = 0;
+  while (range(0, state.samples - 1).every(sample => stepOf(sample, step + 1))) step++;
+  return step;
 }
 
-/** A step of a sample has come: it is shown if the reader follows. */
-function arrived(sample, made) {
-  const before = done();
-  run.states[sample].push(made);
-  if (state.step === before) state.step = done();
-}
-
-/** Makes ready to run Algorithm 1 anew where anything has changed that it depends on. */
-function prepareRun(condition, clipTokens, isPad) {
-  const {task, method, schedule, steps, temperature, seed, samples} = state;
-  const key = [clipKey(), ...RUN.map(name => state[name])].join("|");
-  if (run.key !== key) {
-    const states = Array.from({length: samples}, () => []);
-    Object.assign(run, {id: run.id + 1, key, states, ready: false, start: null, condition: null});
-    Object.assign(state, {step: 0, sample: Math.min(state.sample, samples - 1)});
-    run.known = method === "COMMIT" ? null : isPad.map(pad => !pad);
-  }
-  run.condition = method === "leaked tokens" ? clipTokens : condition;
-  if (run.ready || !run.condition) return;
-  run.ready = true;
-  run.start = {
-    work: "run", task, label: FACTS.labelled.includes(task) ? label() : FACTS.transformer.num_classes,
-    condition: run.condition, isPad, options: {steps, temperature, schedule, known: run.known},
-    seeds: run.states.map((_, sample) => seed + 1000 * sample)};
+/** Asks for the next step of Algorithm 1, if there is one to compute. */
+function askStep({isPad, known, input}) {
+  const {task, steps, temperature, schedule} = state, step = done() + 1;
+  if (step > state.goal || !input) return;
+  const sample = range(0, state.samples - 1).find(each => !stepOf(each, step));
+  ask(`${runKey(sample)} step ${step}`, {
+    work: "step", step, run: runKey(sample), task, condition: input, isPad,
+    label: FACTS.labelled.includes(task) ? label() : FACTS.transformer.num_classes,
+    options: {steps, temperature, schedule, known}, seed: state.seed + 1000 * sample,
+  });
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -107,27 +110,26 @@ function prepareRun(condition, clipTokens, isPad) {
 
 const label = () => state.shape * WORLD.directions.length + state.direction;
 const clipKey = () =>
-  state.painted ? `painted ${state.version}` : CLIP.map(name => state[name]).join();
+  state.painted ? `painted ${state.version}` : Object.keys(CLIP).map(name => state[name]).join();
 const heldOut = () => WORLD.kept_back.some(([lane, start, colour]) =>
   lane === state.lane && start === state.start && colour === state.colour);
 const ground = () => new Uint8Array(T * H * W * 3).fill(WORLD.ground * 255 + 0.5);
 
-/** Paints a disc of the brush; in the other frames too, further on, where it moves with the clip. */
+/** Paints 3 x 3 pixels; in the other frames too, where the brush moves along with the clip. */
 function dab(y, x) {
   state.painted ??= drawClip(WORLD, state, FACTS.size);
   const [down, right] = WAYS[state.direction], colour = PAINTS[state.brush].map(v => v * 255 + 0.5);
   for (let frame = 0; frame < T; frame++) {
     if (!state.moving && frame !== state.frame) continue;
-    const moved = WORLD.speed * (frame - state.frame), reach = Math.ceil(state.size / 2);
-    for (let dy = -reach; dy <= reach; dy++) for (let dx = -reach; dx <= reach; dx++) {
-      if (Math.hypot(dy, dx) > state.size / 2 - 0.3) continue;
+    const moved = WORLD.speed * (frame - state.frame);
+    for (let dy = -1; dy <= 1; dy++) for (let dx = -1; dx <= 1; dx++) {
       const row = wrap(y + dy + moved * down, H), column = wrap(x + dx + moved * right, W);
       state.painted.set(colour, 3 * ((frame * H + row) * W + column));
     }
   }
 }
 
-/** A picture to begin with, in the tour: a yellow ring. */
+/** The drawing of the tour's last step: a yellow ring. */
 function paintRing() {
   Object.assign(state, {painted: ground(), version: state.version + 1});
   for (let angle = 0; angle < 2 * Math.PI; angle += 0.1)
@@ -148,101 +150,103 @@ function prepared() {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Each line of Algorithm 1 in words: which tokens it touched in this step
+// Algorithm 1 and Eq. (2), line by line: name, formula, its meaning; which tokens it touched in the
+// shown step, and what it did to these n tokens, in words
 
 const many = n => `${n} token${n === 1 ? "" : "s"}`;
-const number = x => x.toFixed(Math.abs(x) < 9.95 ? 1 : 0).replace("-", "−");
-const PLACES = Array.from({length: N}, (_, i) =>
-  [Math.floor(i / (h * w)), Math.floor(i / w) % h, i % w]);
-const place = i => (([frame, row, column]) =>
-  `latent frame ${frame + 1}, row ${row + 1}, column ${column + 1}`)(PLACES[i]);
+const every = () => true;
+const ALGORITHM = [
+  ["line 1", "<i>s</i> ← 0, <i>s*</i> ← 1, <i>ẑ</i> ← 0", "every token is unknown",
+   c => !c.known, n => `Before the first step all scores are 0, below the cut-off of 1.
+    ${many(n)} of ${N} are unknown${n < N ? "; the given ones count as decided" : ""}.`],
+  ["line 2", "for <i>t</i> ← 0, 1, …, <i>K</i> − 1 do", "K steps",
+   every, () => `Step ${state.step} of ${state.steps} is t = ${state.step - 1}. Each step runs the
+    transformer once, on all ${N} tokens together.`],
+  ["line 3", "<i>z̄</i> ← m(<i>ẑ</i> | <i>z̃</i>, <i>s</i>, <i>s*</i>)", "the input, by Eq. (2)",
+   every, () => `Eq. (2) builds the input of the transformer from the tokens so far and from the
+    condition. Click one of its three cases to see where it holds.`],
+  ["line 4", "<i>ẑᵢ</i> ~ <i>p</i>(<i>zᵢ</i> | ρ, c, <i>z̄</i>) where <i>sᵢ</i> ≤ <i>s*</i>",
+   "sample the unknown tokens; ρ is the task, c the class",
+   c => c.before, n => `${many(n)} sampled from the predictions; ${N - n} unchanged.`],
+  ["line 5", "<i>sᵢ</i> ← <i>p</i>(<i>ẑᵢ</i> | ρ, c, <i>z̄</i>) where <i>sᵢ</i> ≤ <i>s*</i>",
+   "their confidence",
+   c => c.before, n => `${many(n)} with a new score: the log probability of the sampled code, plus
+    noise times the temperature. The noise fades to none at the last step.`],
+  ["line 6", "<i>s*</i> ← the ⌈<i>γ</i>((<i>t</i>+1)/<i>K</i>) <i>N</i>⌉th smallest of <i>s</i>",
+   "that many of the <i>N</i> tokens stay unknown",
+   c => c.after, n => n ? `${many(n)} may stay unknown. The largest of their scores is the new
+    cut-off s*.` : "γ(1) N = 0: after the last step no token is unknown, so there is no cut-off."],
+  ["line 7", "<i>sᵢ</i> ← 1 where <i>sᵢ</i> &gt; <i>s*</i>", `the most confident ones are decided.
+    The paper writes 1, the highest probability. The code writes ∞, because its scores are
+    log <i>p</i> plus noise, which has no highest value`,
+   c => c.before && !c.after, n => `${many(n)} above the cut-off, and decided for good.`],
+  ["line 8", "end for", "",
+   c => c.after, n => n ? `The next step begins with ${many(n)} unknown.` : "The loop ends here."],
+  ["line 9", "return <i>ẑ</i>", "all tokens, for the decoder",
+   every, () => `After step ${state.steps} all ${N} tokens are decided. Before that, the page
+    decodes the tokens so far.`],
+  ["case 1", "if <i>sᵢ</i> ≤ <i>s*</i> and not ispad(<i>z̃ᵢ</i>)",
+   "unknown, and some pixels are given: the condition's token",
+   c => c.which === 1, n => n ? `${many(n)} in the given part, not decided yet. The transformer sees
+    the condition's token and may correct it.` : "No token in this step."],
+  ["case 2", "if <i>sᵢ</i> ≤ <i>s*</i> and ispad(<i>z̃ᵢ</i>)", "unknown, and no pixel is given",
+   c => c.which === 2, n => `${many(n)} without a given pixel, not decided yet. The transformer sees
+    [MASK].`],
+  ["case 3", "if <i>sᵢ</i> &gt; <i>s*</i>", "decided: the token itself",
+   c => c.which === 3, n => `${many(n)} decided. The transformer sees the token itself.`],
+];
 
 /** What the shown step did to each token; before the first step, what it will be given. */
-function cells(isPad) {
-  const made = shown(), states = run.states[state.sample];
+function cells({isPad, known: given, input}) {
+  const made = shown();
   return isPad.map((pad, i) => {
-    const known = Boolean(run.known?.[i]);
+    const known = Boolean(given?.[i]);
     const before = made ? made.masked[i] : !known, after = made ? made.unknown[i] : !known;
     const which = !before ? 3 : pad ? 2 : 1;                         // the case of Eq. (2)
     return {
-      known, before, after, which, decided: 1 + states.findIndex(each => !each.unknown[i]),
+      known, before, after, which,
       kind: known || which === 1 ? "given" : which === 2 ? "masked" : "decided",
-      input: which === 2 ? "[MASK]" : made ? made.inputs[i] : run.condition?.[i] ?? "",
+      input: which === 2 ? "[MASK]" : made ? made.inputs[i] : input?.[i] ?? "",
       token: made?.tokens[i], score: made && before ? made.confidence[i] : null,
     };
   });
 }
 
-/** [which cells a line touched, in words]. */
-function lineInWords(line, cells) {
-  const count = test => cells.filter(test).length;
-  const cases = [1, 2, 3].map(n => count(c => c.which === n));
-  const unknown = count(c => c.before), left = count(c => c.after), known = count(c => c.known);
-  const made = shown(), last = state.step === state.steps, kept = unknown - left;
-  const every = () => true, is = n => n === 1 ? "is" : "are";
-  if (!line) return [every, "Click a line: the tokens that it touched in this step stay bright."];
-  if (line === "line 1") return [c => !c.known, "Before the first step all scores are 0, below a "
-    + (known ? `cut-off of 1: all are unknown but ${known}, which count as decided.`
-             : `cut-off of 1: all ${N} tokens are unknown, those of the condition too.`)];
-  if (!made) return [every, "Nothing has been computed yet: press Run, or › for one step."];
-  return {
-    "line 2": [every, `The slider is this loop: step ${state.step} of ${state.steps} is
-      t = ${state.step - 1}. Each step asks the transformer once, about all ${N} tokens together.`],
-    "line 3": [every, `Eq. (2) makes the input of all ${N} tokens: ${cases[0]} show the condition's
-      token, ${cases[1]} are [MASK], ${cases[2]} were decided before.`],
-    "line 4": [c => c.before, `${many(unknown)} ${is(unknown)} drawn from what the transformer
-      predicts; the other ${N - unknown} stay.`],
-    "line 5": [c => c.before, `The same ${many(unknown)} get a new score: the log probability of what
-      was drawn, plus noise times the temperature, which fades to none at the last step.`],
-    "line 6": last ? [() => false, `γ(1) N = 0, and there is no 0th smallest score: after the last
-      step everything is decided.`] : [c => c.after, `${many(left)} may stay unknown; the largest of
-      their scores is the new cut-off s* = ${number(made.cutoff)}.`],
-    "line 7": [c => c.before && !c.after, `${many(kept)} ${is(kept)} above the cut-off and decided for
-      good.`],
-    "line 8": [c => c.after, last ? "The loop ends here." : `The next step begins with ${many(left)}
-      unknown.`],
-    "line 9": [every, last ? `All ${N} tokens are decided: the decoder makes the clip of them.` :
-      `After step ${state.steps} all ${N} are decided. What is decoded here is the guess so far.`],
-    "case 1": [c => c.which === 1, run.known ? `None: what is given counts as decided from the start,
-      and is never corrected.` : `${many(cases[0])} of the given part, not decided yet: the transformer
-      sees the condition's token, and may correct it.`],
-    "case 2": [c => c.which === 2, `${many(cases[1])} where nothing is given, not decided yet: the
-      transformer sees [MASK].`],
-    "case 3": [c => c.which === 3, `${many(cases[2])} decided: the transformer sees the token itself.`],
-  }[line];
-}
-
 // ---------------------------------------------------------------------------------------------
-// Drawing
+// Pictures and grids of tokens
 
-const small = Object.assign(document.createElement("canvas"), {width: W, height: H}).getContext("2d");
+const small = new OffscreenCanvas(W, H).getContext("2d");
+const place = i => `latent frame ${Math.floor(i / (h * w)) + 1}, row ${Math.floor(i / w) % h + 1},
+  column ${i % w + 1}`;
+const number = x => x.toFixed(Math.abs(x) < 9.95 ? 1 : 0).replace("-", "−");
 
-/** Shows a clip on a canvas: striped where it is not valid, with the supervoxel of a token, or with
-    the place of the brush. What is shown is kept, for its other frames. */
+/** Shows a clip on a canvas: striped where it is not valid, with a frame around the supervoxel of a
+    token or the place of the brush. What is shown is kept, for the clip's other frames. */
 function paint(canvas, clip, {valid = null, token = null, cursor = null} = {}) {
   canvas.shown = {clip, valid, token, cursor};
   repaint(canvas);
 }
 
 function repaint(canvas) {
-  const {clip, valid, token, cursor} = canvas.shown, {frame} = state, scale = 8;
+  const {clip, valid, token, cursor} = canvas.shown, first = state.frame * H * W, scale = 8;
   canvas.classList.toggle("waiting", !clip);
   if (!clip) return;
-  const image = small.createImageData(W, H), first = frame * H * W;
+  const image = small.createImageData(W, H);
   for (let i = 0; i < H * W; i++) {
     const stripe = (i + Math.floor(i / W)) % 4 < 2 ? 190 : 160, given = !valid || valid[first + i];
     for (let c = 0; c < 3; c++) image.data[4 * i + c] = given ? clip[3 * (first + i) + c] : stripe;
     image.data[4 * i + 3] = 255;
   }
   small.putImageData(image, 0, 0);
-  const context = canvas.getContext("2d"), [at, row, column] = PLACES[token ?? 0];
+  const context = canvas.getContext("2d");
   if (canvas.width !== scale * W) Object.assign(canvas, {width: scale * W, height: scale * H});
   Object.assign(context, {imageSmoothingEnabled: false, strokeStyle: "#fff", lineWidth: 3});
   context.drawImage(small.canvas, 0, 0, scale * W, scale * H);
-  const box = cursor ? [cursor[1], cursor[0], 1, 1] :
-    token === null || Math.floor(frame * t / T) !== at ? [] :
-    [column * W / w, row * H / h, W / w, H / h];
-  if (box.length) context.strokeRect(...box.map(v => v * scale));
+  const frame = (y, x, height, width) =>
+    context.strokeRect(...[x, y, width, height].map(v => v * scale));
+  if (cursor) frame(...cursor, 1, 1);
+  else if (token !== null && Math.floor(token / (h * w)) === Math.floor(state.frame * t / T))
+    frame(Math.floor(token / w) % h * H / h, token % w * W / w, H / h, W / w);
 }
 
 /** The buttons of a grid: look(i) -> [class, text, words, warmth]. */
@@ -257,21 +261,25 @@ function showGrid(id, look) {
   });
 }
 
-const toLine = name => `<a href="../${LINES[name].file}#L${LINES[name].line}">${LINES[name].file}, line
-  ${LINES[name].line}</a>`;
+const toLine = name => `<a href="../${LINES[name].file}#L${LINES[name].line}">${LINES[name].file},
+  line ${LINES[name].line}</a>`;
+
+// ---------------------------------------------------------------------------------------------
+// The three parts of the page
 
 function showClip({clip}, tokens) {
   const picture = decoded(tokens), token = state.grid === "clip-tokens" ? state.token : null;
   paint($("clip"), clip, {token, cursor: state.cursor});
   paint($("decoded-clip"), picture, {token});
   showGrid("clip-tokens", i => ["decided", tokens?.[i] ?? "", `code ${tokens?.[i]}`]);
+  const origin = state.painted ? `You are looking at a drawing. The network knows one small world:
+    ${WORLD.shapes.length} shapes in ${WORLD.choices[3]} colours that move over a dark ground. It
+    renders anything else as the nearest thing that it knows.` : heldOut() ?
+    "This clip was held out: the network was not trained on it." :
+    "This clip is one of those that the network was trained on.";
   const error = picture && clip.reduce((sum, x, i) => sum + (x - picture[i]) ** 2, 0) / clip.length;
-  $("clip-words").textContent = (state.painted ? `Painted by hand. The network knows one small world:
-    four shapes in three colours, gliding over a dark ground. It takes anything else for the nearest
-    thing that it knows.` : heldOut() ? "This clip was held out: the network has never seen it." :
-    "The network was trained on this clip, among others.") + (picture ? ` Decoded
-    from its tokens it comes back at ${Math.round(10 * Math.log10(255 ** 2 / error))} dB (25 is
-    good).` : "");
+  $("clip-words").textContent = origin + (picture ? ` The PSNR of its reconstruction is
+    ${Math.round(10 * Math.log10(255 ** 2 / error))} dB.` : "");
 }
 
 function showCondition({clip, valid, condition: video, isPad}, condition, tokens) {
@@ -281,26 +289,32 @@ function showCondition({clip, valid, condition: video, isPad}, condition, tokens
   const alike = i => condition && tokens && condition[i] === tokens[i];
   const given = isPad.filter(pad => !pad).length;
   const right = isPad.filter((pad, i) => !pad && alike(i)).length;
-  showGrid("is-pad", i => isPad[i] ? ["masked", "", "only padding"] : ["given", "", "something given"]);
-  showGrid("condition-tokens", i => isPad[i] ? ["padding", condition?.[i] ?? "", "of padding alone"] :
-    alike(i) ? ["given", condition[i], `${condition[i]}, the clip's own`] :
-    ["wrong", condition?.[i] ?? "", `${condition?.[i]}, not the clip's`]);
-  $("condition-words").innerHTML = (given ? `Something is given in ${given} of ${N} tokens, and ${right}
-    of these are the whole clip's own: next to padding the encoder sees another picture. COMMIT shows
-    all ${given} to the transformer, which corrects them.` : `Nothing is given but the class: all tokens
-    are padding, and the transformer sees [MASK] alone.`) + (FACTS.labelled.includes(state.task) ?
-    ` The class is “${FACTS.classes[label()]}”. ` : " ") + toLine(state.task);
+  showGrid("is-pad", i => isPad[i] ? ["masked", "", "only padding"] : ["given", "", "some given"]);
+  showGrid("condition-tokens", i => {
+    const code = condition?.[i] ?? "";
+    return isPad[i] ? ["padding", code, `${code}, of padding alone`] :
+      alike(i) ? ["given", code, `${code}, as in the clip`] :
+      ["wrong", code, `${code}, not as in the clip`];
+  });
+  const words = given ? `Some pixels are given in ${given} of ${N} supervoxels. There, ${right}
+    condition tokens equal the clip's own; the others differ because the encoder sees padding next
+    to them. COMMIT shows all ${given} to the transformer, which corrects them.` :
+    "No pixel is given, only the class: the transformer sees nothing but [MASK].";
+  const name = FACTS.classes[label()];
+  const named = FACTS.labelled.includes(state.task) ? `The class is “${name}”.` : "";
+  $("condition-words").innerHTML = `${words} ${named} ${toLine(state.task)}`;
 }
 
 function showRun(cells, {clip, valid}) {
-  const [touched, words] = lineInWords(state.line, cells), scores = cells.flatMap(c => c.score ?? []);
+  const [, , , touched, said] = ALGORITHM.find(([name]) => name === state.line) || [, , , every];
+  const scores = cells.flatMap(c => c.score ?? []);
   const low = Math.min(...scores), span = Math.max(...scores) - low || 1;
   const grid = (id, look) => showGrid(id, i => {
     const [name, ...rest] = look(cells[i]);
     return [name + (touched(cells[i]) ? "" : " untouched"), ...rest];
   });
   grid("inputs", c => [c.kind, c.which === 2 ? "" : c.input, `${c.input}, ${c.kind}`]);
-  grid("tokens", c => c.token === undefined ? ["empty", "", "not drawn yet"] :
+  grid("tokens", c => c.token === undefined ? ["empty", "", "not sampled yet"] :
     [c.before ? "drawn" : c.known ? "given" : "decided", c.token, c.token]);
   grid("scores", c => c.token === undefined ? ["empty", "", "no score yet"] :
     c.score === null ? ["settled", "∞", "decided before"] :
@@ -312,33 +326,38 @@ function showRun(cells, {clip, valid}) {
     panel.classList.toggle("written", panel.dataset.lines.split(",").includes(state.line)));
   all("[data-line]").forEach(button =>
     button.setAttribute("aria-pressed", button.dataset.line === state.line));
-  $("said").textContent = words;
+  $("said").textContent = !said ? "Click a line to see the tokens that it touches in this step." :
+    shown() || state.line === "line 1" ? said(cells.filter(touched).length) :
+    "Nothing has been computed yet: press Run, or › for one step.";
   $("code").textContent = LINES[state.line || "algorithm"].code;
   $("link").innerHTML = toLine(state.line || "algorithm");
+  showBar(cells.filter(c => c.before).length, cells.filter(c => c.after).length);
+  paint($("made").firstElementChild.firstElementChild, clip, {valid});
+  paint($("made").lastElementChild.firstElementChild, clip);
+  showSamples();
+}
 
-  const running = done() < state.goal, before = cells.filter(c => c.before).length;
-  const after = cells.filter(c => c.after).length;
-  const seconds = times.step * run.states.length * (state.goal - done()) / 1000;
+/** The buttons, the slider and the progress bar. */
+function showBar(before, after) {
+  const running = done() < state.goal;
+  const seconds = times.step * state.samples * (state.goal - done()) / 1000;
   $("step-label").textContent = `Step ${state.step} of ${state.steps}`;
   Object.assign($("step"), {max: state.steps, value: state.step});
   Object.assign($("progress"), {max: state.goal || 1, value: done(), hidden: !running});
   $("back").disabled = state.step === 0;
   $("on").disabled = state.step === state.steps;
   $("run").textContent = running ? "Pause" : done() === state.steps ? "Run again" :
-    done() ? "Go on" : "Run";
+    done() ? "Continue" : "Run";
   $("count").textContent = (state.step ? `${many(before)} predicted, ${before - after} decided,
-    ${after} still unknown` : "Nothing is computed yet.")
+    ${after} still unknown` : "Nothing has been computed yet.")
     + (running && seconds > 3 ? `; about ${Math.ceil(seconds)} seconds left` : "");
-  paint($("made").firstElementChild.firstElementChild, clip, {valid});
-  paint($("made").lastElementChild.firstElementChild, clip);
-  showSamples(running);
 }
 
-/** Decoded samples; while steps are computed only a single one, and only where that is quick. */
-function showSamples(running) {
-  const later = running && (state.samples > 1 || times.decode > 700);
+/** Decoded samples; during a run only a single one, and only where decoding is fast. */
+function showSamples() {
+  const later = done() < state.goal && (state.samples > 1 || times.decode > 700);
   all("#made .sample").forEach((figure, sample) => {
-    const tokens = run.states[sample]?.[state.step - 1]?.tokens, front = sample === state.sample;
+    const tokens = stepOf(sample, state.step)?.tokens, front = sample === state.sample;
     const picture = later ? answers.get(tokens?.join()) : decoded(tokens);
     const token = state.grid === "tokens" && front ? state.token : null;
     if (picture || !tokens) paint(figure.firstElementChild, picture, {token});
@@ -348,95 +367,86 @@ function showSamples(running) {
   });
 }
 
-/** The chosen token: what it is, and what moves when it is another code. */
+/** The chosen token: what it is, and which pixels change when it is another code. */
 function showToken(tokens, cells) {
-  const i = state.token, guessed = state.grid === "tokens", own = guessed ? shown()?.tokens : tokens;
+  const i = state.token, guessed = state.grid === "tokens";
+  const own = guessed ? shown()?.tokens : tokens;
   $("token").hidden = !(guessed || state.grid === "clip-tokens") || !own;
   if ($("token").hidden) return;
   const slot = $(guessed ? "slot-run" : "slot-clip"), c = cells[i], code = state.code ?? own[i];
   if ($("token").parentElement !== slot) slot.append($("token"));
-  $("token-words").innerHTML = `<b>Token ${i + 1}</b> of ${N}: ${place(i)}, code ${own[i]}. `
-    + (guessed ? `Its input was ${c.input} (case ${c.which} of Eq. (2)); ${c.before ?
-        `drawn in this step with the score ${number(c.score)}` : "decided before this step"}.` : "");
-  $("likely").parentElement.hidden = !guessed;
-  $("likely").innerHTML = guessed ? shown().likeliest[i].map(([k, p]) =>
-    `<button type="button" data-code="${k}">${k}: ${Math.round(100 * p)} %</button>`).join(" ") : "";
+  const history = c.before ? `It was sampled in this step with the score ${number(c.score ?? 0)}.` :
+    "It was decided before this step.";
+  $("token-words").textContent = `Token ${i + 1} of ${N}: ${place(i)}, code ${own[i]}. `
+    + (guessed ? `Its input was ${c.input} (case ${c.which} of Eq. (2)). ${history}` : "");
   if (document.activeElement !== $("new-code")) $("new-code").value = code;
   const before = decoded(own), after = decoded(own.map((k, j) => j === i ? code : k));
   paint($("changed"), after, {token: i});
   if (!before || !after) return;
   const moved = before.map((value, j) => Math.min(255, 3 * Math.abs(value - after[j])));
-  const inside = moved.filter((_, j) => {
-    const at = Math.floor(j / 3), row = Math.floor(at / W) % H, [frame, y, x] = PLACES[i];
-    return Math.floor(Math.floor(at / (H * W)) * t / T) === frame &&
-      Math.floor(row * h / H) === y && Math.floor(at % W * w / W) === x;
-  });
+  const inside = moved.filter((_, j) => boxOf(Math.floor(j / 3), FACTS.size, SUPERVOXEL) === i);
   const sum = values => values.reduce((a, b) => a + b, 0);
   paint($("moved"), moved, {token: i});
-  $("moved-words").textContent = code === own[i] ? "Give it another code and see which pixels move." :
-    `${Math.round(100 * sum(inside) / (sum(moved) || 1))} % of what moved lies in the token's own
-    supervoxel (white frame: ${T / t} frames of ${H / h} × ${W / w} pixels), the rest beyond: the
-    decoder mixes neighbours.`;
+  $("moved-words").textContent = code === own[i] ? "Enter another code to see what changes." :
+    `${Math.round(100 * sum(inside) / (sum(moved) || 1))} % of the change lies in the token's own
+    supervoxel (white frame: ${VOXEL_WORDS}), the rest outside: the decoder mixes neighbours.`;
 }
+
+// ---------------------------------------------------------------------------------------------
+// The two charts
 
 const text = (x, y, words, look = "") => `<text x="${x}" y="${y}" ${look}>${words}</text>`;
 const rule = (x1, y1, x2, y2, look = `stroke="var(--line)"`) =>
   `<line x1="${x1}" y1="${y1}" x2="${x2}" y2="${y2}" ${look}/>`;
-const dot = (x, y, r, look) => `<circle cx="${x.toFixed(1)}" cy="${y.toFixed(1)}" r="${r}" ${look}/>`;
-function chart(id, height, words, inside) {
+const dot = (x, y, r, look) => `<circle cx="${x}" cy="${y}" r="${r}" ${look}/>`;
+
+function chart(id, height, words, ...parts) {
   $(id).setAttribute("viewBox", `0 0 ${$(id).clientWidth} ${height}`);
   $(id).setAttribute("aria-label", $(`${id}-words`).textContent = words);
-  $(id).innerHTML = inside;
+  $(id).innerHTML = parts.join("");
 }
 
-/** The scores of a step from the smallest to the largest: the cut-off is read off at its count. */
+/** The scores of a step from the smallest to the largest: the cut-off is the one at its count. */
 function showCutoff(cells) {
-  const width = $("cutoff").clientWidth, made = shown(), ink = `style="fill: var(--ink)"`;
+  const width = $("cutoff").clientWidth, made = shown();
   const drawn = cells.map((c, i) => ({...c, i})).filter(c => c.score !== null);
-  if (!drawn.length) return chart("cutoff", 20, "The scores of a step will stand here, in order.", "");
+  if (!drawn.length) return chart("cutoff", 20, "The scores of a step will appear here, in order.");
   drawn.sort((a, b) => a.score - b.score);
   const low = drawn[0].score, span = drawn.at(-1).score - low || 1, {count, cutoff} = made;
   const x = rank => 14 + (width - 28) * (rank + 0.5) / drawn.length, at = x(count - 0.5);
-  const y = score => 140 - 120 * (score - low) / span;
+  const y = score => 140 - 120 * (score - low) / span, level = y(cutoff);
+  const dots = drawn.map((c, rank) => dot(x(rank), y(c.score), c.i === state.token ? 7 : 4.5,
+    c.after ? `fill="var(--cold)" stroke="var(--quiet)"` : `fill="var(--decided)"`));
   const dashed = `stroke="var(--ink)" stroke-dasharray="4 3"`;
-  const dots = drawn.map((c, rank) => dot(x(rank), y(c.score), 4.5, c.after ?
-    `fill="var(--cold)" stroke="var(--quiet)"` : `fill="var(--decided)"`) + (c.i !== state.token ? "" :
-    dot(x(rank), y(c.score), 8, `fill="none" stroke="var(--ink)" stroke-width="2"`)));
-  chart("cutoff", 166, count ? `A dot for each token drawn in this step. The cut-off is score
-    number ${count} from the left: the ${drawn.length - count} to its right are decided, those to its
-    left are drawn again.` : `The last step has no cut-off: its ${many(drawn.length)} are all decided.`,
-    rule(0, 148, width, 148) + dots.join("") + text(0, 163, "least sure")
-    + text(width, 163, "surest", `text-anchor="end"`) + (count ?
-      rule(at, 8, at, 148, dashed) + rule(0, y(cutoff), at, y(cutoff), dashed)
-      + text(4, y(cutoff) - 5, `s* = ${number(cutoff)}`, ink)
-      + text(Math.min(width - 90, Math.max(110, at)), 163, `${count} stay`,
-             `text-anchor="middle" ${ink}`) : ""));
+  const mark = count ? [rule(at, 8, at, 148, dashed), rule(0, level, at, level, dashed),
+                        text(4, level - 5, `s* = ${number(cutoff)}`)] : [];
+  chart("cutoff", 166, count ? `Each dot is a token sampled in this step. The cut-off is score
+    number ${count} from the left: the ${drawn.length - count} to its right are decided, the others
+    will be sampled again.` : `The last step has no cut-off: all its tokens are decided.`,
+    rule(0, 148, width, 148), ...dots, text(0, 163, "least confident"),
+    text(width, 163, "most confident", `text-anchor="end"`), ...mark);
 }
 
-/** How many tokens are unknown after each step, by each schedule. */
-function showCurve(isPad) {
-  const width = $("curve").clientWidth, K = state.steps;
-  const free = run.known ? isPad.filter(Boolean).length : N;
-  const left = (schedule, step) => step === 0 ? free : step === K ? 0 :
-    numMasked(maskRatio(step / K, schedule, N), free);
-  const x = step => 34 + (width - 42) * step / K, y = count => 156 - 144 * count / free;
-  const curves = SCHEDULES.map((schedule, i) => {
-    const points = Array.from({length: K + 1}, (_, step) => [x(step), y(left(schedule, step))]);
-    const look = schedule === state.schedule ? `stroke="var(--accent)" stroke-width="2.5"` :
-      `stroke="var(--quiet)" stroke-dasharray="${["4 2", "6 4", "2 3"][i]}"`;
-    const [px, py] = points[Math.round(K * [0.62, 0.4, 0.62][i])], below = schedule === "uniform";
-    return `<polyline points="${points.join(" ")}" fill="none" ${look}/>` + text(px + (below ? -6 : 5),
-      py + (below ? 14 : -5), schedule, `text-anchor="${below ? "end" : "start"}"`);
-  });
-  chart("curve", 180, `After step ${state.step}: ${SCHEDULES.map(name =>
-    `${name} ${left(name, state.step)}`).join(", ")}. γ says which share stays masked: `,
-    [0, Math.round(free / 2), free].map(count => rule(34, y(count), width - 8, y(count))
-      + text(26, y(count) + 4, count, `text-anchor="end"`)).join("")
-    + text(x(0), 174, 0, `text-anchor="middle"`) + text(x(K), 174, K, `text-anchor="middle"`)
-    + curves.join("")
-    + dot(x(state.step), y(left(state.schedule, state.step)), 5, `fill="var(--accent)"`));
-  $("curve-words").innerHTML += toLine(state.schedule);
+/** How many tokens are unknown after each step, by the chosen schedule. */
+function showCurve({isPad, known}) {
+  const width = $("curve").clientWidth, {steps, step, schedule} = state;
+  const free = known ? isPad.filter(Boolean).length : N;
+  const left = step => step === 0 ? free : step === steps ? 0 :
+    numMasked(maskRatio(step / steps, schedule, N), free);
+  const x = step => 34 + (width - 42) * step / steps, y = count => 156 - 144 * count / free;
+  const points = Array.from({length: steps + 1}, (_, step) => [x(step), y(left(step))]);
+  const lines = [0, Math.round(free / 2), free].map(count =>
+    rule(34, y(count), width - 8, y(count)) + text(26, y(count) + 4, count, `text-anchor="end"`));
+  const ends = [0, steps].map(step => text(x(step), 174, step, `text-anchor="middle"`));
+  chart("curve", 180, `After step ${step} of ${steps}, ${many(left(step))} unknown. The schedule γ
+    gives the share, here ${schedule}: `, ...lines, ...ends,
+    `<polyline points="${points.join(" ")}" fill="none" stroke="var(--accent)" stroke-width="2"/>`,
+    dot(x(step), y(left(step)), 5, `fill="var(--accent)"`));
+  $("curve-words").innerHTML += toLine(schedule);
 }
+
+// ---------------------------------------------------------------------------------------------
+// Drawing all of it
 
 function showTime() {
   all("canvas").forEach(canvas => canvas.shown && repaint(canvas));
@@ -448,99 +458,93 @@ function showTime() {
 }
 
 function showControls() {
-  history.replaceState(null, "", "#" + [...CLIP, ...RUN].map(name => state[name]).join("/"));
-  for (const name of [...CLIP, ...RUN, "size"])
-    if (name !== "task" && document.activeElement !== $(name)) $(name).value = state[name];
-  for (const name of ["task", "brush"])
-    document.querySelector(`[name=${name}][value="${state[name]}"]`).checked = true;
+  for (const [name, [, values]] of Object.entries(CHOICES))
+    $(name).selectedIndex = values.indexOf(state[name]);
   $("moving").checked = state.moving;
   $("undo").disabled = !state.painted;
   $("method-words").textContent = `${state.method}: ${METHODS[state.method]}`;
   const seconds = name => `${(times[name] / 1000 || 0).toFixed(2)} s`;
-  $("times").textContent = `At best, on this device: encoding a clip ${seconds("encode")}, a step of
-    Algorithm 1 ${seconds("step")}, decoding ${seconds("decode")}.`;
+  $("times").textContent = `The fastest so far on this device: encoding a clip ${seconds("encode")},
+    a step of Algorithm 1 ${seconds("step")}, decoding ${seconds("decode")}.`;
 }
 
 function draw() {
   wanted = [];
   const made = prepared(), {isPad} = made;
   const condition = encoded(prepared.key, made.condition), tokens = encoded(clipKey(), made.video);
-  prepareRun(condition, tokens, isPad);
-  const seen = cells(isPad);
+  const known = state.method === "COMMIT" ? null : isPad.map(pad => !pad);
+  const given = {isPad, known, input: state.method === "leaked tokens" ? tokens : condition};
+  const seen = cells(given);
   showClip(made, tokens);
   showCondition(made, condition, tokens);
   showRun(seen, made);
   showToken(tokens, seen);
   showCutoff(seen);
-  showCurve(isPad);
+  showCurve(given);
   showControls();
   showTour();
   showTime();
-  occupy();
+  askStep(given);
+  if (busy || !wanted.length) return;
+  busy = true;
+  worker.postMessage(wanted[0]);
 }
 
 // ---------------------------------------------------------------------------------------------
 // Controls
 
 const go = change => { Object.assign(state, change); draw(); };
-const anew = change => go({goal: 0, code: null, ...change});         // with nothing computed yet
+const anew = change => go({step: 0, goal: 0, sample: 0, code: null, ...change});
 const goStep = step =>
   go({step: Math.min(step, done()), code: null, goal: Math.max(state.goal, step)});
 
-/** A choice among words, or a number from least to most. */
-function field(name, words, choices, most, step = 1) {
-  const control = Array.isArray(choices) ? `<select id="${name}">${choices.map((word, i) =>
-    `<option value="${typeof state[name] === "string" ? word : i}">${word}</option>`).join("")}</select>`
-    : `<input id="${name}" type="number" min="${choices}" max="${most}" step="${step}">`;
-  return `<label class="field"><span class="small">${words}</span>${control}</label>`;
-}
-const upTo = (count, word) => Array.from({length: count}, (_, i) => word(i));
-$("clip-choices").innerHTML = field("shape", "Shape", WORLD.shapes)
-  + field("direction", "Moves", WORLD.directions)
-  + field("colour", "Colour", Object.keys(PAINTS).slice(0, WORLD.choices[3]))
-  + field("lane", "Lane", upTo(WORLD.choices[1], i => i + 1))
-  + field("start", "Starts at", upTo(WORLD.choices[2], i => `${2 * i * WORLD.cell} pixels`))
-  + `<button type="button" id="another">Another held-out clip</button>`;
-$("run-choices").innerHTML = field("method", "What is shown of the given part", Object.keys(METHODS))
-  + field("schedule", "Schedule γ", SCHEDULES) + field("steps", "Steps K", 1, N)
-  + field("temperature", "Temperature", 0, 100, 0.5) + field("seed", "Seed of the noise", 0, 999)
-  + field("samples", "Samples", 1, 4);
-$("task").innerHTML += TASKS.map(name => `<label><input type="radio" name="task" value="${name}">
-  <b>${name}</b> ${FACTS.tasks[name]}</label>`).join("");
-for (const name of [...CLIP, ...RUN]) when($(name), "change", ({target}) => {
-  const chosen = typeof state[name] === "string" ? target.value : Number(target.value);
-  const clipped = target.type !== "number" ? chosen : Math.min(target.max, Math.max(target.min,
-    name === "temperature" ? chosen : Math.round(chosen)));
-  anew({[name]: clipped, ...CLIP.includes(name) ? {painted: null} : {}});
-});
+for (const [id, choices] of [["clip-choices", CLIP], ["task-choice", {task: RUN.task}],
+                             ["run-choices", {...RUN, task: null}], ["brush-choice", BRUSH]])
+  for (const [name, choice] of Object.entries(choices)) {
+    if (!choice) continue;
+    const [title, values, words = values] = choice;
+    const options = values.map((_, i) => `<option>${words[i]}</option>`).join("");
+    $(id).insertAdjacentHTML("beforeend", `<label class="field">${title}
+      <select id="${name}">${options}</select></label>`);
+    when($(name), "change", ({target}) => {
+      const change = {[name]: values[target.selectedIndex]};
+      if (name in BRUSH) go(change);
+      else anew(name in CLIP ? {...change, painted: null} : change);
+    });
+  }
 when($("another"), "click", () => {
   const some = list => Math.floor(Math.random() * list.length);
   const [lane, start, colour] = WORLD.kept_back[some(WORLD.kept_back)];
-  anew({shape: some(WORLD.shapes), direction: some(WORLD.directions), lane, start, colour,
-        painted: null});
+  const shape = some(WORLD.shapes), direction = some(WORLD.directions);
+  anew({shape, direction, lane, start, colour, painted: null});
 });
 when($("run"), "click", () =>
   done() < state.goal ? go({goal: done()}) :                                          // pause
   done() < state.steps ? go({goal: state.steps, step: done()}) :
-  go({seed: (state.seed + 1) % 1000, goal: state.steps}));
+  anew({seed: (state.seed + 1) % 100, goal: state.steps}));
 when($("back"), "click", () => goStep(state.step - 1));
 when($("on"), "click", () => goStep(state.step + 1));
 when($("step"), "input", ({target}) => goStep(Number(target.value)));
+for (const [name, formula, meaning] of ALGORITHM) {
+  const [kind, n] = name.split(" "), mark = kind === "line" ? n : ["z̃ᵢ", "[MASK]", "x"][n - 1];
+  $(kind).insertAdjacentHTML("beforeend", `<li><button type="button" data-line="${name}">
+    <span>${mark}</span> <span>${formula}<small>${meaning}</small></span></button></li>`);
+}
 all("[data-line]").forEach(button => when(button, "click", () =>
   go({line: state.line === button.dataset.line ? null : button.dataset.line})));
 
 // Grids of tokens: a box for each latent frame, with a cell for each token
-const boxes = cell => `<div class="frame" style="grid-template-columns: repeat(${w}, minmax(0, 1fr))">${
-  cell.repeat(h * w)}</div>`.repeat(t);
+const boxes = cell =>
+  `<div class="frame" style="--columns: ${w}">${cell.repeat(h * w)}</div>`.repeat(t);
 $("mini").innerHTML = boxes("<span></span>");
-for (const spans of all(".spans")) spans.innerHTML = upTo(t, i =>
+for (const spans of all(".spans")) spans.innerHTML = range(0, t - 1).map(i =>
   `<span>${i ? "" : "frames "}${i * T / t + 1}–${(i + 1) * T / t}</span>`).join("");
 for (const grid of all(".frames")) {
   grid.innerHTML = boxes(`<button type="button"></button>`);
   const buttons = [...grid.querySelectorAll("button")];
   const choose = token => go({grid: grid.id, token, code: null});
   buttons.forEach((button, i) => when(button, "click", () =>
-    state.grid === grid.id && state.token === i ? go({grid: null, token: null, code: null}) : choose(i)));
+    state.grid === grid.id && state.token === i ? go({grid: null, token: null}) : choose(i)));
   when(grid, "keydown", event => {
     const move = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -w, ArrowDown: w}[event.key];
     const next = buttons.indexOf(document.activeElement) + move;
@@ -550,23 +554,20 @@ for (const grid of all(".frames")) {
     buttons[next].focus();
   });
 }
-const newCode = value => go({code: Math.min(CODES - 1, Math.max(0, Math.round(Number(value))))});
 $("new-code").max = CODES - 1;
-when($("new-code"), "input", ({target}) => newCode(target.value));
-when($("likely"), "click", ({target}) => { if (target.dataset.code) newCode(target.dataset.code); });
+when($("new-code"), "input", ({target}) =>
+  go({code: Math.min(CODES - 1, Math.max(0, Math.round(target.value)))}));
 when($("put-back"), "click", () => go({code: null}));
+$("made").firstElementChild.insertAdjacentHTML("afterend", `
+  <figure class="sample" role="button" tabindex="0"><canvas></canvas>
+    <figcaption><b></b> from its <i>ẑ</i></figcaption></figure>`.repeat(4));
 all("#made .sample").forEach((figure, sample) => {
   when(figure, "click", () => go({sample}));
   when(figure, "keydown", ({key}) => { if (key === "Enter") go({sample}); });
 });
 
 // The brush: by mouse or finger, and by keyboard
-$("brush").innerHTML += Object.entries(PAINTS).map(([name, colour]) => `<label class="swatch"
-  style="background: rgb(${colour.map(v => 255 * v)})"><input type="radio" name="brush" value="${name}"
-  aria-label="${name}"></label>`).join("");
 const repainted = painted => anew({painted, version: state.version + 1});
-when($("brush"), "change", ({target}) => go({brush: target.value}));
-when($("size"), "input", ({target}) => go({size: Number(target.value)}));
 when($("moving"), "change", ({target}) => go({moving: target.checked}));
 when($("empty"), "click", () => repainted(ground()));
 when($("undo"), "click", () => repainted(null));
@@ -578,10 +579,11 @@ for (const canvas of all(".paint")) {
   };
   const stroke = event => {
     if (!last) return;
-    const [y, x] = placeOf(event), steps = Math.max(1, Math.abs(y - last[0]), Math.abs(x - last[1]));
-    state.playing = false;
+    const [fromY, fromX] = last, [y, x] = placeOf(event);
+    const steps = Math.max(1, Math.abs(y - fromY), Math.abs(x - fromX));
     for (let i = 1; i <= steps; i++)
-      dab(...[y, x].map((to, axis) => Math.round(last[axis] + (to - last[axis]) * i / steps)));
+      dab(Math.round(fromY + (y - fromY) * i / steps), Math.round(fromX + (x - fromX) * i / steps));
+    state.playing = false;
     last = [y, x];
     all(".paint").forEach(each => { each.shown.clip = state.painted; repaint(each); });
   };
@@ -591,14 +593,14 @@ for (const canvas of all(".paint")) {
   for (const event of ["pointerup", "pointerleave", "pointercancel"]) when(canvas, event, end);
   when(canvas, "blur", () => go({cursor: null}));
   when(canvas, "keydown", event => {
-    const move = {ArrowLeft: [0, -1], ArrowRight: [0, 1],
-                  ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
-    const [y, x] = state.cursor || [H / 2, W / 2];
-    if (!move && event.key !== " ") return;
+    const move = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0],
+                  " ": [0, 0]}[event.key];
+    if (!move) return;
     event.preventDefault();
-    if (move) return go({cursor: [wrap(y + move[0], H), wrap(x + move[1], W)], playing: false});
-    dab(y, x);
-    repainted(state.painted);
+    const [y, x] = state.cursor || [H / 2, W / 2];
+    if (event.key === " ") dab(y, x);
+    if (event.key === " ") return repainted(state.painted);
+    go({cursor: [wrap(y + move[0], H), wrap(x + move[1], W)], playing: false});
   });
 }
 
@@ -607,7 +609,8 @@ for (const row of all(".time")) {
   row.innerHTML = `<button type="button" class="play"></button><label class="small"><span></span>
     <input type="range" min="1" max="${T}"></label>`;
   when(row.querySelector("button"), "click", () => go({playing: !state.playing}));
-  when(row.querySelector("input"), "input", ({target}) => go({frame: target.value - 1, playing: false}));
+  when(row.querySelector("input"), "input", ({target}) =>
+    go({frame: target.value - 1, playing: false}));
 }
 setInterval(() => {
   if (!state.playing || document.hidden) return;
@@ -619,34 +622,36 @@ setInterval(() => {
 // The guided tour: each step sets everything itself. In turn title, part of the page, state, words.
 
 const [PLAIN, , OPEN] = WORLD.kept_back.map(([lane, start, colour]) => ({lane, start, colour}));
-const BASE = {...state, ...PLAIN}, FUTURES = {...OPEN, task: "FP", goal: STEPS, samples: 4, frame: 8};
+const BASE = {...state, ...PLAIN};
+const FUTURES = {...OPEN, task: "FP", goal: STEPS, samples: 4, frame: Math.floor(T / 2)};
+const CHANGED = {grid: "clip-tokens", token: Math.floor(N / 3), code: CODES - 1, frame: 5};
 const TOUR = [
-  ["A clip becomes tokens", "part-clip", {grid: "clip-tokens", token: 21, code: CODES - 1, frame: 5},
-   `A clip of ${T} frames is ${(T * H * W * 3).toLocaleString("en")} numbers. The encoder turns it into
-    ${N} tokens, each a number from 0 to ${CODES - 1}: an entry of a codebook, which stands for ${T / t}
-    frames by ${H / h} × ${W / w} pixels. The decoder turns tokens into a clip again. One token has been
-    changed here: below the tokens you see which pixels moved.`],
+  [`This clip in ${N} tokens`, "part-clip", CHANGED,
+   `A clip of ${T} frames is ${(T * H * W * 3).toLocaleString("en")} numbers. The encoder turns it
+    into ${N} tokens, each a number from 0 to ${CODES - 1}: an entry of a codebook that stands for
+    ${VOXEL_WORDS}. The decoder turns tokens back into a clip. One token has been changed here:
+    below the tokens you see which pixels change with it.`],
   ["What is given becomes a condition", "part-condition", {},
-   `In central outpainting only the middle is given. COMMIT cuts it out first, fills the rest by
-    repeating its border, and encodes that: the condition, which knows nothing of what is hidden. Its
-    orange tokens are not those of the whole clip, because the encoder sees padding beside them.`],
+   `In central outpainting only the middle is given. COMMIT cuts it out, fills the rest by repeating
+    its border, and encodes the result: the condition, which contains nothing of the hidden part.
+    Its orange tokens differ from those of the whole clip: the encoder sees padding next to them.`],
   ["Algorithm 1 decides step by step", "part-run", {task: "OPD", goal: STEPS},
-   `In each step the transformer predicts every unknown token from the input z̄. The surest are kept; the
-    others are drawn again in the next step, until all are decided, those of the condition too. Click a
-    line of the algorithm, or go back with ‹.`],
+   `In each step the transformer predicts every unknown token from the input z̄. The most confident
+    predictions are kept. The others are sampled again in the next step, until all are decided, also
+    those of the condition. Click a line of the algorithm, or step back with ‹.`],
   ["Why not simply unmask?", "part-run", {...FUTURES, method: "leaked tokens"},
-   `One frame is given, and the whole clip's tokens are unmasked there. But a token sees far beyond its
-    own pixels: these tokens know how the clip goes on, and all samples move as the real clip does. Who
-    has only the frame does not have such tokens; training on them teaches nothing.`],
+   `One frame is given, and the tokens of the whole clip are unmasked there. But a token depends on
+    far more than its own pixels: these tokens reveal how the clip continues, and all samples move
+    as the real clip does. Somebody who has only the frame does not have such tokens.`],
   ["One frame, several futures", "part-run", FUTURES,
-   `The same first frame, as a condition of COMMIT: it does not say where the shape will go, and the
-    samples go different ways. Try temperature 0, which takes away the noise that decides what is kept,
-    fewer steps, another schedule γ, another seed. A network as small as this one sometimes forgets the
-    colour, too.`],
+   `The same first frame, now as a condition of COMMIT. It does not say where the shape will go, and
+    the samples move in different directions. Try temperature 0, which removes the noise from the
+    choice of tokens to keep, or fewer steps, another schedule γ, another seed. A network as small
+    as this one sometimes forgets the colour, too.`],
   ["Now draw your own", "part-clip", {task: "OPV", goal: STEPS},
-   `This ring was painted by hand. Paint on it, or empty the clip; choose what is given; press Run. The
-    network knows four shapes in three colours and nothing else, and takes your clip for what it knows.
-    What it makes of the ring stands below, in part 3.`],
+   `This ring was painted by hand. Paint on it, or empty the clip; choose what is given; press Run.
+    The network knows a few shapes in a few colours and nothing else. What it makes of the ring is
+    shown below, in part 3.`],
 ];
 
 function goTour(tour) {
@@ -673,25 +678,11 @@ when($("tour-next"), "click", () => goTour(state.tour + 1));
 when($("tour-end"), "click", () => go({tour: null}));
 when($("tour-start"), "click", () => goTour(0));
 
-/** The address keeps what was chosen, for a link to it; false where it is none. */
-function readAddress() {
-  const names = [...CLIP, ...RUN], values = decodeURIComponent(location.hash.slice(1)).split("/");
-  const fits = values.length === names.length && names.every((name, i) => {
-    if (name === "task") return TASKS.includes(values[i]);
-    $(name).value = values[i];
-    return $(name).value === values[i] && $(name).validity.valid;
-  });
-  if (fits) names.forEach((name, i) => {
-    state[name] = typeof state[name] === "string" ? values[i] : Number(values[i]);
-  });
-  return fits;
-}
-
 $("how-many").textContent = FACTS.weights.reduce((sum, [, shape]) => sum + product(shape), 0)
   .toLocaleString("en");
 for (const canvas of all("canvas")) canvas.setAttribute("role", "img");
 for (const canvas of all("figure > canvas"))
   canvas.setAttribute("aria-label", canvas.nextElementSibling.textContent);
 when(window, "resize", draw);
-Object.assign(state, readAddress() ? {tour: null} : {...BASE, ...TOUR[0][2]});
+Object.assign(state, BASE, TOUR[0][2]);
 draw();
