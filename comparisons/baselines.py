@@ -97,9 +97,8 @@ def given_tokens(tokenizer: nn.Module, task: str, shape: Grid, frames: int = 1) 
 class PrefixTransformer(MaskedTransformer):
     """[prompt, class, prefix, tokens]; a shorter prefix has [MASK] before it, up to full length.
 
-    A condition token is known by its place in the prefix alone. With one task each place is
-    always the same supervoxel's. With several it is not, and all pay for the longest: the paper
-    calls that less tractable.
+    A condition token is known by its place in the prefix alone, which with several tasks is not
+    always the same supervoxel's; and all pay for the longest. The paper calls that less tractable.
     """
 
     def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:

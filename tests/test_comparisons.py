@@ -356,7 +356,7 @@ def test_after_an_accident_it_trains_and_what_it_cannot_do_is_refused(gpt, batch
 
     with pytest.raises(RuntimeError, match="no more noise"):
         write(gpt, batch, noise=broken)
-    assert all(block.attention.memory is None for block in gpt.blocks)
+    assert all(block.attention.room == 0 and block.attention.memory is None for block in gpt.blocks)
     with pytest.raises(ValueError, match="8 given tokens for a prefix of 7"):
         write(gpt, batch._replace(is_pad=torch.arange(12) >= 8))
     with pytest.raises(ValueError, match="or guidance"):
