@@ -38,6 +38,7 @@ from data.source import to_float
 from decode import generate, seeded_noise
 from measure.pictures import to_frames
 from training.checkpoint import Run, load_run, weights_hash
+from training.kernels import give_back_memory
 from training.processes import device_of_this_process
 
 
@@ -46,8 +47,7 @@ from training.processes import device_of_this_process
 
 def windows(frames: Iterable[np.ndarray], length: int, overlap: int) -> Iterator[np.ndarray]:
     """uint8 (length, H, W, 3), each sharing `overlap` frames with the one before; the last is
-    filled up with copies of its last frame. All are one array, filled anew: with one array for
-    each, memory has gaps and grows with the film."""
+    filled up with copies of its last frame. All are one array, filled anew for each."""
     if not 0 <= overlap <= length // 2:
         raise ValueError(f"overlap {overlap}: windows of {length} frames share 0 to {length // 2}")
     window, shared, count = None, 0, 0
@@ -223,6 +223,7 @@ def do_video(options: argparse.Namespace, device: torch.device) -> None:
 
 def do_file(options: argparse.Namespace, device: torch.device) -> None:
     """encode and decode, window by window."""
+    give_back_memory()
     check_output(options.out, *([(".npz",)] if options.command == "encode" else []))
     run = load_run(options.run, device, stages=("tokenizer",))
     progress = partial(tqdm, desc=options.command, unit=" frames", mininterval=1.0)
