@@ -65,7 +65,7 @@ def give_back_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         library.mallopt(-4, 65536)       # M_MMAP_MAX, its default
-        library.mallopt(-3, 2**20)       # M_MMAP_THRESHOLD: a block of this size is mapped by itself
+        library.mallopt(-3, 2**20)       # M_MMAP_THRESHOLD: such a block is mapped by itself
 
 
 # ---------------------------------------------------------------------------------------------
