@@ -38,6 +38,7 @@ from data.source import to_float
 from decode import generate, seeded_noise
 from measure.pictures import to_frames
 from training.checkpoint import Run, load_run, weights_hash
+from training.kernels import give_back_memory
 from training.processes import device_of_this_process
 
 
@@ -46,21 +47,24 @@ from training.processes import device_of_this_process
 
 def windows(frames: Iterable[np.ndarray], length: int, overlap: int) -> Iterator[np.ndarray]:
     """uint8 (length, H, W, 3), each sharing `overlap` frames with the one before; the last is
-    filled up with copies of its last frame."""
+    filled up with copies of its last frame. All are one array, filled anew for each."""
     if not 0 <= overlap <= length // 2:
         raise ValueError(f"overlap {overlap}: windows of {length} frames share 0 to {length // 2}")
-    held: list[np.ndarray] = []
-    frame, fresh = None, 0                               # fresh: held, and in no window so far
+    window, shared, count = None, 0, 0
     for frame in frames:
-        held.append(frame)
-        fresh += 1
-        if len(held) == length:
-            yield np.stack(held)
-            held, fresh = held[length - overlap:], 0
-    if frame is None:
+        if window is None:
+            window = np.empty((length, *frame.shape), np.uint8)
+        window[count] = frame
+        count += 1
+        if count == length:
+            yield window
+            window[:overlap] = window[length - overlap:]
+            shared = count = overlap
+    if window is None:
         raise ValueError("the video has no frames")
-    if fresh:
-        yield np.stack(held + [frame] * (length - len(held)))
+    if count > shared:
+        window[count:] = window[count - 1]
+        yield window
 
 
 @torch.no_grad()
@@ -129,18 +133,17 @@ def encode_file(tokenizer: nn.Module, frames: Iterable[np.ndarray], path: str | 
 def read_tokens(path: str | Path, tokenizer: nn.Module) -> dict:
     """The same, from a file. ValueError, in one line, where it is cut or damaged, or another
     tokenizer's."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}; make one with: python long_video.py encode")
     try:
         with np.load(path) as arrays:                # checks a checksum of each array
             facts = {name: arrays[name] if name == "tokens" else arrays[name].item()
                      for name in arrays.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file {path}; make one with: python long_video.py encode"
+                                ) from None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is no file of tokens, or is cut or damaged ({error})") from None
-    ours = weights_hash(tokenizer)
-    if facts.get("tokenizer") != ours:
-        raise ValueError(f"{path} is of another tokenizer (hash {facts.get('tokenizer', '')[:8]}, "
-                         f"this one's is {ours[:8]}): give the run that encoded it")
+    if facts.get("tokenizer") != weights_hash(tokenizer):
+        raise ValueError(f"{path} is of another tokenizer: give the run that encoded it")
     return facts
 
 
@@ -157,17 +160,16 @@ def size_in_words(facts: dict) -> str:
 # Beyond the frame (App. Figs. 11-12), and beyond the end
 
 def outpaint(generate: Callable[..., Tensor], video: Tensor, width: int, *, right: int = 0,
-             left: int = 0, task: str = "OPV", fade: int | None = None) -> Tensor:
+             left: int = 0, task: str = "OPV") -> Tensor:
     """Repeat vertical outpainting: (1, 3, T, H, w) grows by width/4 columns each time.
 
     generate(clip, task): decode.generate of a run that knows clips of this width. The task gives
     their centre half, so the outer width/2 columns are put there, and what is made beyond them is
-    kept. What was there stays, but for `fade` columns (width/16) that blend into what was made
-    anew of them. Task "OPH" does the same with rows: right is down, left is up.
+    kept. What was there stays, but for width/16 columns that blend into what was made anew of
+    them. Task "OPH" does the same with rows: right is down, left is up.
     """
     turn = partial(torch.transpose, dim0=-1, dim1=-2 if task == "OPH" else -1)
-    wide, new = turn(video), width // 4
-    half, fade = 2 * new, new // 4 if fade is None else fade
+    wide, new, half, fade = turn(video), width // 4, 2 * (width // 4), width // 16
     if wide.shape[-1] < half:
         raise ValueError(f"{wide.shape[-1]} pixels; {task} starts from at least {half}")
     ramp = (torch.arange(half, device=video.device) - (half - fade) + 1).clamp(min=0) / (fade + 1)
@@ -196,13 +198,13 @@ def extend(generate: Callable[..., Tensor], video: Tensor, frames: int, length: 
 def generate_with(run: Run, seed: int = 0) -> Callable[..., Tensor]:
     """decode.generate with a run's networks and settings: what outpaint and extend repeat."""
     noise = seeded_noise(seed, next(run.transformer.parameters()).device)
+    return lambda video, task, **more: generate(
+        run.tokenizer, run.transformer, video, task, noise=noise, **run.how(task),
+        **run.config.decoding, **more)
 
-    def do(video: Tensor, task: str, **more) -> Tensor:
-        return generate(run.tokenizer, run.transformer, video, task, noise=noise,
-                        **run.how(task), **run.config.decoding, **more)
 
-    return do
-
+# ---------------------------------------------------------------------------------------------
+# The commands
 
 def do_video(options: argparse.Namespace, device: torch.device) -> None:
     """outpaint and extend, on a clip of the run's size."""
@@ -221,22 +223,20 @@ def do_video(options: argparse.Namespace, device: torch.device) -> None:
 
 def do_file(options: argparse.Namespace, device: torch.device) -> None:
     """encode and decode, window by window."""
+    give_back_memory()
+    check_output(options.out, *([(".npz",)] if options.command == "encode" else []))
     run = load_run(options.run, device, stages=("tokenizer",))
+    progress = partial(tqdm, desc=options.command, unit=" frames", mininterval=1.0)
     if options.command == "encode":
-        check_output(options.out, (".npz",))
         rate, frames = open_stream(options.video, options.start)
-        facts = encode_file(run.tokenizer, tqdm(frames, "encoding", unit=" frames",
-                                                mininterval=1.0),
-                            options.out, rate=rate, overlap=options.overlap,
-                            window=run.config.frames)
+        facts = encode_file(run.tokenizer, progress(frames), options.out, rate=rate,
+                            overlap=options.overlap, window=run.config.frames)
     else:
-        check_output(options.out)
         facts = read_tokens(options.video, run.tokenizer)
-        windows = (torch.from_numpy(ids.astype(np.int64)) for ids in facts["tokens"])
-        frames = decode_long(run.tokenizer, windows, facts["overlap"],
+        tokens = (torch.from_numpy(ids.astype(np.int64)) for ids in facts["tokens"])
+        frames = decode_long(run.tokenizer, tokens, facts["overlap"],
                              (facts["height"], facts["width"]), facts["frames"])
-        write_video(options.out, tqdm(frames, "decoding", facts["frames"], unit=" frames",
-                                      mininterval=1.0), facts["rate"])
+        write_video(options.out, progress(frames, total=facts["frames"]), facts["rate"])
     print(f"wrote {options.out}: {size_in_words(facts)}")
 
 
@@ -257,8 +257,7 @@ def main() -> None:
     options = parser.parse_args()
     for name, least in dict(start=0, right=0, left=0, frames=1, condition_frames=1).items():
         if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}; wanted at least "
-                         f"{least}")
+            parser.error(f"--{name.replace('_', '-')}: wanted at least {least}")
     work = do_file if options.command in ("encode", "decode") else do_video
     try:
         work(options, device_of_this_process())

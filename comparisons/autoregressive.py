@@ -36,34 +36,28 @@ class AutoregressiveConfig(PrefixConfig):
         return AutoregressiveTransformer(self)
 
 
-class Memory:
-    """Keys and values of everything read so far, in tensors made once for the whole sequence."""
-
-    def __init__(self, room: int):
-        self.room, self.length = room, 0
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of new tokens, (B, heads, n, d); returns those of all."""
-        if self.length == 0:
-            B, heads, _, d = key.shape
-            self.keys = key.new_empty(B, heads, self.room, d)
-            self.values = torch.empty_like(self.keys)
-        start, self.length = self.length, self.length + key.shape[2]
-        self.keys[:, :, start:self.length] = key
-        self.values[:, :, start:self.length] = value
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
-
-
 class CausalAttention(Attention):
-    """Every token sees itself and those before it."""
+    """Every token sees itself and those before it.
 
-    memory: Memory | None = None                     # while decoding: what was read before
+    While decoding, `room` is how many tokens there will be, and `memory` (2, B, heads, room, d)
+    has the keys and values of the first `length` of them, which were read before.
+    """
+
+    room, length = 0, 0
+    memory: Tensor | None = None
+
+    def start(self, room: int = 0) -> None:
+        """Forget what was read, and from now on remember `room` tokens; 0: training."""
+        self.room, self.length, self.memory = room, 0, None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.memory is not None:
-            first, (key, value) = self.memory.length == 0, self.memory.extend(key, value)
-            if not first and query.shape[2] > 1:
-                raise ValueError(f"{query.shape[2]} tokens at once behind others; give one")
+        if self.room:
+            if self.memory is None:
+                B, heads, _, d = key.shape
+                self.memory = key.new_empty(2, B, heads, self.room, d)
+            before, self.length = self.length, self.length + key.shape[2]
+            self.memory[:, :, :, before:self.length] = torch.stack([key, value])
+            key, value = self.memory[:, :, :, :self.length]
         # One query sees all keys there are: no mask, and no work for what was read before.
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout,
@@ -87,10 +81,8 @@ class AutoregressiveTransformer(PrefixTransformer):
         return super().forward(shifted, task, label)
 
     def read(self, ids: Tensor, start: int) -> Tensor:
-        """The logits (B, K) after ids (B, n), which stand at place `start` of the sequence.
-
-        Each block's attention must have a memory of what stands before.
-        """
+        """The logits (B, K) of what follows ids (B, n), which stand at place `start` of the
+        sequence: one token, or all from its beginning."""
         x = self.token_embedding(ids) + self.position_embedding.weight[start:start + ids.shape[1]]
         x = self.embedding_norm(x)
         for block in self.blocks:
@@ -103,12 +95,12 @@ def autoregressive_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> 
     transformer, optimizer = trainee.networks["transformer"], trainee.optimizers["transformer"]
     sequence = torch.cat([batch.condition_tokens[:, ~batch.is_pad], batch.tokens], dim=1)
     task = torch.full_like(batch.label, task_index(batch.task, transformer.config.tasks))
-    total = torch.zeros((), device=sequence.device)
-    for part in torch.arange(len(sequence), device=sequence.device).chunk(config.accumulate):
+    total = 0.0
+    for rows in torch.arange(len(sequence), device=sequence.device).chunk(config.accumulate):
         with autocast(config.precision, sequence.device):
-            logits = transformer(sequence[part], task[part], batch.label[part])
-        loss = transformer.cross_entropy(logits, batch.tokens[part], config.label_smoothing).mean()
-        loss = loss * len(part) / len(sequence)
+            logits = transformer(sequence[rows], task[rows], batch.label[rows])
+        losses = transformer.cross_entropy(logits, batch.tokens[rows], config.label_smoothing)
+        loss = len(rows) / len(sequence) * losses.mean()
         loss.backward()
         total = total + loss.detach()
     average_gradients(transformer)
@@ -128,26 +120,25 @@ def autoregressive_decode(model: AutoregressiveTransformer, task: Tensor, label:
     (steps, schedule, temperature) mean nothing here.
     """
     noise = noise or (lambda shape: gumbel_noise(shape, device=condition_tokens.device))
-    (B, N), config = condition_tokens.shape, model.config
-    prefix = condition_tokens[:, ~is_pad]
+    config, prefix = model.config, condition_tokens[:, ~is_pad]
     if prefix.shape[1] > config.prefix_length or algorithm_1.get("guidance_scale"):
         raise ValueError(f"{prefix.shape[1]} given tokens for a prefix of {config.prefix_length}, "
                          "or guidance; this model does the tasks it was trained on, without")
-    start = torch.full_like(condition_tokens[:, :1], model.mask_id)
-    padding = start.expand(B, config.prefix_length - prefix.shape[1])
-    read = torch.cat([model.prefix(task, label), padding, prefix, start], dim=1)
+    missing = config.prefix_length - prefix.shape[1]
+    ids = torch.cat([model.prefix(task, label),
+                     F.pad(prefix, (missing, 1), value=model.mask_id)], dim=1)
     place, chosen = 0, []
     try:
         for block in model.blocks:
-            block.attention.memory = Memory(config.sequence_length)
-        for _ in range(N):
-            logits = model.read(read[:, place:], place).float()
-            place = read.shape[1]
-            chosen.append((logits + noise(logits.shape)).argmax(-1, keepdim=True))
-            read = torch.cat([read, chosen[-1]], dim=1)
+            block.attention.start(config.sequence_length)
+        for _ in range(config.num_tokens):
+            logits = model.read(ids, place).float()
+            place += ids.shape[1]
+            ids = (logits + noise(logits.shape)).argmax(-1, keepdim=True)
+            chosen.append(ids)
     finally:
         for block in model.blocks:
-            block.attention.memory = None
+            block.attention.start()
     tokens = torch.cat(chosen, dim=1)
     decided = torch.full_like(tokens, torch.inf, dtype=torch.float32)
-    yield DecodeState(N - 1, tokens, tokens, torch.zeros_like(tokens, dtype=torch.bool), decided)
+    yield DecodeState(config.num_tokens - 1, tokens, tokens, tokens < 0, decided)

@@ -6,8 +6,8 @@ Shapes  condition tokens (B, N), is_pad (N,) -> prefix (B, n), the n tokens that
           -> [prompt, class, padding, prefix, z-bar] -> PrefixTransformer -> logits (B, N, K)
         tokens (B, N) of a grid (t, h, w) -> WindowTransformer -> logits (B, N, K)
 
-Read    latent_masking; then PrefixModel and prefix_step: how a condition is put before the
-        sequence; then WindowAttention.
+Read    latent_masking; then PrefixTransformer and prefix_step: how a condition is put before
+        the sequence; then WindowAttention.
 
 Latent masking needs no model of its own: any that was trained on Eq. (1) alone will do. MaskGIT on
 2D tokens is the same, on those of tokenizer.ImageTokenizer.
@@ -15,7 +15,7 @@ Latent masking needs no model of its own: any that was trained on Eq. (1) alone 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -30,27 +30,18 @@ from transformer import Attention, Block, MaskedTransformer, TransformerConfig
 Grid = tuple[int, int, int]
 
 
-class PartialModel(nn.Module):
-    """A masked transformer that is asked for some of its tokens; the others are known.
+class Conditioned(nn.Module):
+    """A transformer that has a condition beside the tokens it is asked for: in decoding and
+    training a MaskedTransformer. ask(tokens (B, n), task, label) -> logits (B, n, K)."""
 
-    known (B, N); hidden (N,) bool, True where tokens are asked for. To others it is a model of so
-    many tokens.
-    """
-
-    def __init__(self, model: nn.Module, known: Tensor, hidden: Tensor):
+    def __init__(self, model: nn.Module, ask: Callable[[Tensor, Tensor, Tensor], Tensor]):
         super().__init__()
-        self.model, self.known, self.hidden = model, known, hidden
+        self.model, self.ask = model, ask
         self.config, self.mask_id, self.no_class = model.config, model.mask_id, model.no_class
-        self.sample = model.sample
-
-    def whole(self, tokens: Tensor) -> Tensor:
-        """Hidden tokens (B, n) in their places among the known ones, (B, N)."""
-        whole = self.known.repeat(len(tokens) // len(self.known), 1)       # twice, when guided
-        whole[:, self.hidden] = tokens
-        return whole
+        self.sample, self.cross_entropy = model.sample, model.cross_entropy
 
     def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
-        return self.model(self.whole(tokens), task, label)[:, self.hidden]
+        return self.ask(tokens, task, label)
 
 
 def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition_tokens: Tensor,
@@ -58,17 +49,22 @@ def latent_masking(model: nn.Module, task: Tensor, label: Tensor, condition_toke
                    ) -> Iterator[DecodeState]:
     """Table 5: the condition's tokens are simply unmasked, and never change; the others are
     decoded, and counted, by Algorithm 1. Arguments of commit_decode, is_pad (N,)."""
-    if not is_pad.any():
-        raise ValueError("every token of a sequence is known; nothing is left to decode")
-    partial, (B, N) = PartialModel(model, condition_tokens, is_pad), condition_tokens.shape
+    B, N = condition_tokens.shape
+
+    def whole(tokens: Tensor) -> Tensor:
+        """The tokens that are asked for, (B, n), in their places among the given, (B, N)."""
+        whole = condition_tokens.repeat(len(tokens) // B, 1)               # twice, when guided
+        whole[:, is_pad] = tokens
+        return whole
+
+    partial = Conditioned(model, lambda tokens, *prompt: model(whole(tokens), *prompt)[:, is_pad])
     drawn = noise and (lambda shape: noise(torch.Size((B, N, *shape[2:])))[:, is_pad])
     for state in commit_decode(partial, task, label, condition_tokens[:, is_pad], is_pad[is_pad],
                                noise=drawn, **decoding):
         unknown = torch.zeros_like(condition_tokens, dtype=torch.bool)
         confidence = torch.full_like(condition_tokens, torch.inf, dtype=torch.float32)
         unknown[:, is_pad], confidence[:, is_pad] = state.unknown, state.confidence
-        yield DecodeState(state.step, partial.whole(state.inputs), partial.whole(state.tokens),
-                          unknown, confidence)
+        yield DecodeState(state.step, whole(state.inputs), whole(state.tokens), unknown, confidence)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -97,9 +93,8 @@ def given_tokens(tokenizer: nn.Module, task: str, shape: Grid, frames: int = 1) 
 class PrefixTransformer(MaskedTransformer):
     """[prompt, class, prefix, tokens]; a shorter prefix has [MASK] before it, up to full length.
 
-    A condition token is known by its place in the prefix alone. With one task each place is
-    always the same supervoxel's. With several it is not, and all pay for the longest: the paper
-    calls that less tractable.
+    A condition token is known by its place in the prefix alone, which with several tasks is not
+    always the same supervoxel's; and all pay for the longest. The paper calls that less tractable.
     """
 
     def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
@@ -113,23 +108,16 @@ class PrefixTransformer(MaskedTransformer):
         return super().forward(tokens, task, label)[:, -N:]
 
 
-class PrefixModel(nn.Module):
-    """A PrefixTransformer together with the prefixes of a batch: to others a MaskedTransformer."""
-
-    def __init__(self, model: PrefixTransformer, prefix: Tensor):
-        super().__init__()
-        self.model, self.prefix = model, prefix                                  # prefix (B, n)
-        self.config, self.mask_id, self.no_class = model.config, model.mask_id, model.no_class
-        self.sample, self.cross_entropy = model.sample, model.cross_entropy
-
-    def forward(self, tokens: Tensor, task: Tensor, label: Tensor) -> Tensor:
-        return self.model(torch.cat([self.prefix, tokens], dim=1), task, label)
+def with_prefix(model: PrefixTransformer, prefix: Tensor) -> Conditioned:
+    """A model that is asked for the sequence alone, behind prefixes (B, n) of a batch."""
+    return Conditioned(model, lambda tokens, *prompt: model(torch.cat([prefix, tokens], dim=1),
+                                                            *prompt))
 
 
 def prefix_decode(model: nn.Module, task: Tensor, label: Tensor, condition_tokens: Tensor,
                   is_pad: Tensor, **decoding) -> Iterator[DecodeState]:
     """Algorithm 1 from [MASK] alone; the condition is in front. Arguments of commit_decode."""
-    model = PrefixModel(model, condition_tokens[:, ~is_pad])
+    model = with_prefix(model, condition_tokens[:, ~is_pad])
     return commit_decode(model, task, label, condition_tokens, torch.ones_like(is_pad), **decoding)
 
 
@@ -137,7 +125,7 @@ def prefix_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dict[str
     """Stage 2 with a prefix condition: Eq. (2) knows [MASK] and tokens only."""
     if config.accumulate > 1:
         raise ValueError(f"accumulate is {config.accumulate}; a prefix model takes a batch at once")
-    model = PrefixModel(trainee.networks["transformer"], batch.condition_tokens[:, ~batch.is_pad])
+    model = with_prefix(trainee.networks["transformer"], batch.condition_tokens[:, ~batch.is_pad])
     return transformer_step(Trainee(dict(transformer=model), trainee.optimizers),
                             batch._replace(is_pad=torch.ones_like(batch.is_pad)), config)
 
@@ -146,8 +134,7 @@ def prefix_step(trainee: Trainee, batch: TokenBatch, config: Recipe) -> dict[str
 def align_prefix(model: PrefixTransformer, given: Tensor) -> None:
     """For one task: the places of the prefix start as the places of the tokens they stand for.
 
-    given (N,) bool. It is what start_local is to the others: without it, a prefix has to find out
-    in a short training which token is where.
+    given (N,) bool. Without it, a short training has to find out which token is where.
     """
     places = model.position_embedding.weight
     count, N = int(given.sum()), len(given)
@@ -156,17 +143,12 @@ def align_prefix(model: PrefixTransformer, given: Tensor) -> None:
 
 @dataclass(frozen=True)
 class WindowConfig(TransformerConfig):
-    """A transformer whose blocks attend in windows of the grid, in turn.
-
-    MaskViT's own windows are a frame, and all frames of 4x4 tokens.
-    """
+    """A transformer whose blocks attend in windows that tile the grid, in turn: MaskViT's are a
+    frame, and all frames of 4x4 tokens."""
 
     windows: tuple[Grid, Grid] = ((1, 4, 4), (16, 2, 2))
 
     def build(self) -> WindowTransformer:
-        for window in self.windows:
-            if any(length % part for length, part in zip(self.grid, window, strict=True)):
-                raise ValueError(f"windows of {window} do not tile the grid {self.grid}")
         return WindowTransformer(self)
 
 

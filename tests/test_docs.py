@@ -59,7 +59,7 @@ INDEX = [
     ("App. Figs. 11-12, ultrawide", "long_video", "outpaint", "test_long_video", "paints_the_world"),
     ("Table 5, latent masking", "comparisons.baselines", "latent_masking", "test_comparisons",
      "latent_masking_counts"),
-    ("Table 5, prefix condition", "comparisons.baselines", "PrefixModel", "test_comparisons",
+    ("Table 5, prefix condition", "comparisons.baselines", "prefix_decode", "test_comparisons",
      "empty_prefix"),
     ("Table 6, autoregressive", "comparisons.autoregressive", "autoregressive_decode",
      "test_comparisons", "each_token_is_drawn"),

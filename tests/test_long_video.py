@@ -276,5 +276,5 @@ def test_what_cannot_be_done_is_said_in_a_line(tmp_path, monkeypatch, capsys):
         run(monkeypatch, "encode", TOY, tmp_path / "bad.mp4", tmp_path / "out.mp4")
     with pytest.raises(SystemExit):
         run(monkeypatch, "encode", TOY, tmp_path / "bad.mp4", tmp_path / "out.npz", "--start", "-5")
-    assert "--start -5; wanted at least 0" in capsys.readouterr().err
+    assert "--start: wanted at least 0" in capsys.readouterr().err
     assert not (tmp_path / "out.npz").exists()

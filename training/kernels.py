@@ -60,6 +60,14 @@ def keep_memory() -> None:
         library.mallopt(-1, -1)          # M_TRIM_THRESHOLD: the heap does not shrink
 
 
+def give_back_memory() -> None:
+    """The contrary, for blocks of a MiB and more: over a film, kept blocks leave gaps that grow."""
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 65536)       # M_MMAP_MAX, its default
+        library.mallopt(-3, 2**20)       # M_MMAP_THRESHOLD: such a block is mapped by itself
+
+
 # ---------------------------------------------------------------------------------------------
 # Layers
 
