@@ -8,7 +8,7 @@ Read    blur_pool, BlurBlock.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,25 +24,18 @@ class BlurConfig(DiscriminatorConfig):
     base_channels: int = 128                                                         # App. A.2
 
     def build(self) -> Discriminator3d:
-        """In 3D; for clips of one frame the 2D twin, since each blur would halve their signal."""
-        return self.image_twin().build() if self.resolution[0] == 1 else BlurDiscriminator3d(self)
+        """The 2D twin for clips of one frame, too: in 3D each blur would halve their signal."""
+        flat = 1 in (self.kernel[0], self.resolution[0])
+        return BlurDiscriminator2d(self) if flat else BlurDiscriminator3d(self)
 
-    def image_twin(self) -> BlurImageConfig:
+    def image_twin(self) -> BlurConfig:
         """The 2D discriminator of the same sizes."""
-        return BlurImageConfig(**vars(self) | dict(kernel=(1, 3, 3)))
+        return replace(self, kernel=(1, 3, 3))
 
     def inflate(self, image_state: dict[str, Tensor], network: Discriminator3d, mode: str
                 ) -> Discriminator3d:
-        """Nothing: it starts from scratch (App. A.1)."""
+        """Leave it as it is: the paper trains it from scratch (App. A.1)."""
         return network
-
-
-@dataclass(frozen=True)
-class BlurImageConfig(BlurConfig):
-    """Sizes of the 2D twin; BlurConfig.image_twin makes one."""
-
-    def build(self) -> BlurDiscriminator2d:
-        return BlurDiscriminator2d(self)
 
 
 BLUR_DISCRIMINATORS = {

@@ -6,8 +6,7 @@ Shapes  video (B, 3, 1 + 4k, H, W) -> Encoder -> latents (B, bits, 1 + k, H/8, W
           -> LookupFreeQuantizer -> tokens (B, t, h, w), signs (B, bits, t, h, w)
           -> Decoder -> video (B, 3, 1 + 4k, H, W)
 
-Read    CausalConv, FrameNorm: what makes it causal. Then Encoder, Decoder, CausalTokenizer;
-        CausalConfig.inflate.
+Read    CausalConv and FrameNorm, which make it causal; Encoder, Decoder, CausalTokenizer; inflate.
 
 Not here: the quantizer (lookup_free.py), what differs from the first paper's network and why
         (docs/magvit2.md).
@@ -53,8 +52,8 @@ class CausalConfig:
                 ) -> nn.Module:
         """Start a causal network from the weights of its 2D twin, in place (App. A.1).
 
-        A 2D kernel becomes the last slice of a kernel of zeros: the present of one that sees no
-        later frame. Where channels become frames, each frame starts with the same channels.
+        A 2D kernel becomes the last slice of a kernel of zeros, which is the present frame's. Where
+        an up-sampler's channels become frames, each frame starts with the same channels.
         """
         if mode != "last":
             raise ValueError(f"inflation {mode!r}; a causal tokenizer knows 'last' alone")
@@ -70,8 +69,7 @@ class CausalConfig:
 
     @property
     def kinds(self) -> tuple:
-        """What its networks are made of: convolution, norm, norm that is told the codes,
-        up-sampling; and the kernel of down-sampling. published.py has others."""
+        """Convolution, norm, norm that is told the codes, up-sampler, kernel of the down-sampler."""
         return CausalConv, FrameNorm, AdaptiveNorm, Upsample, (4, 4, 4)
 
     @property
@@ -107,14 +105,14 @@ CAUSAL_TOKENIZERS = {
 # Blocks
 
 class CausalConv(nn.Conv3d):
-    """A convolution that is filled up by the edge: in time only before, in space on both sides.
+    """A convolution padded with copies of the edge: in time only before, in space on both sides.
 
     Output j of a kernel of 4 with stride 2 sees the frames 2j - 3 to 2j. In a stream (streaming.py)
-    the frames that it still has to see stand before the next ones, in place of the filling.
+    the last frames of the piece before replace the padding in time.
     """
 
     streaming = False
-    past: Tensor | None = None                  # (B, C, kernel - stride, H, W), filled up in space
+    past: Tensor | None = None                  # (B, C, kernel - stride, H, W), padded in space
 
     def __init__(self, channels_in: int, channels_out: int, config: CausalConfig, *,
                  kernel: Triple = (3, 3, 3), stride: Triple = (1, 1, 1), bias: bool = True):
@@ -139,7 +137,7 @@ class CausalConv(nn.Conv3d):
 
 
 class FrameNorm(nn.GroupNorm):
-    """Group norm of each frame by itself: statistics over time would tell it the future."""
+    """Group norm of each frame alone: statistics over time would depend on later frames."""
 
     def __init__(self, channels: int, config: CausalConfig, affine: bool = True):
         groups = channels // max(channels // config.norm_groups, 1)
@@ -190,7 +188,7 @@ class AdaptiveNorm(nn.Module):
 class Upsample(nn.Module):
     """A convolution to t * 4 times the channels, which become t x 2 x 2 places; codes are repeated.
 
-    Of the t frames that the first one became, only the last is kept: 1 + k frames become 1 + t k.
+    Of the first frame's t frames only the last is kept, so 1 + k frames become 1 + t k.
     """
 
     def __init__(self, channels: int, stride: Triple, config: CausalConfig):
@@ -204,7 +202,7 @@ class Upsample(nn.Module):
         return rearrange(self.conv(x), "n (a b c d) t h w -> n d (t a) (h b) (w c)", a=a, b=b, c=c)
 
     def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        # In a stream that has begun, the first frame has been.
+        # A later piece of a stream has no first frame.
         dropped = self.stride[0] - 1 if self.conv.past is None else 0
         x = self.places(x)
         codes = F.interpolate(codes, scale_factor=tuple(map(float, self.stride)), mode="nearest")
@@ -239,10 +237,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """codes (B, bits, 1 + k, h, w) -> video (B, 3, 1 + 4k, H, W), linear.
-
-    Its stages are numbered as the encoder's, and run from the deepest to the first.
-    """
+    """codes (B, bits, 1 + k, h, w) -> video (B, 3, 1 + 4k, H, W), linear; the last stage first."""
 
     def __init__(self, config: CausalConfig):
         super().__init__()
@@ -282,7 +277,7 @@ class CausalTokenizer(VideoTokenizer):
 
     @property
     def lead(self) -> int:
-        """How many frames the first latent lacks, which stands for one: commit.is_padding."""
+        """Frames that the first latent has fewer than the others: see commit.is_padding."""
         return math.prod(time for time, _, _ in self.config.strides) - 1
 
     def latent_shape(self, T: int, H: int, W: int) -> Triple:

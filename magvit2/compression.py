@@ -4,16 +4,14 @@ Paper   MAGVIT-v2, App. A.3 and Fig. 9 (there on MCL-JCV, with raters; here by n
 
 Shapes  clips (B, 3, T, H, W) in [0, 1] -> tokens -> clips; bits = tokens x log2 K
         the same clips -> x264, x265, AV1, VP9 at several CRF -> packets -> clips; bits = 8 x bytes
-        bits / (T H W) against PSNR, MS-SSIM, LPIPS: a point for a tokenizer, a curve for a codec
 
-Read    run_point, codec_point; coded_bits, what the transformer saves of the tokens' bits; ms_ssim.
+Read    run_point and codec_point, a row of the table each; coded_bits; ms_ssim.
 
-A tokenizer has one rate. Its tokens as they are have log2 K bits each; an arithmetic coder that is
-driven by the masked transformer needs fewer: its cross-entropy, of groups of tokens in a random
-order, each given those before, as a decoder could follow. Nothing is coded here, only counted.
+A tokenizer has one rate, log2 K bits a token. An arithmetic coder that is driven by the masked
+transformer would need fewer (coded_bits). Nothing is coded here: bits are only counted.
 
-Packets alone are counted of the codecs, no container; each clip is a stream of its own, as for the
-tokenizer. That is short for them: of 16 frames one is a whole picture.
+Of a codec, only the packets are counted, without a container, and each clip is a stream of its own,
+as it is for the tokenizer. Such short streams cost a codec more: one frame of 16 is a whole picture.
 
 Run:    python -m magvit2.compression RUN... [--videos DIR] [--size 128] [--out curve.png]
 """
@@ -52,26 +50,28 @@ CODECS = {"x264": ("libx264", "h264", {}),
           "VP9": ("libvpx-vp9", "vp9", {"b": "0", "cpu-used": "2"})}
 CRFS = 20, 30, 40, 50
 RATE = 25                                               # frames a second, which codecs ask for
+FORMS = "%.4f", "%.4f", "%.2f", "%.4f", "%.4f"          # of a Point's numbers, in their order
 
 
 class Point(NamedTuple):
-    """What a codec gives for its bits."""
+    """What a codec or a tokenizer makes of the clips, and for how many bits."""
 
     name: str
-    bits_per_pixel: float
+    rate: float                         # bits per pixel
+    coded: float | None                 # bits per pixel that an arithmetic coder would leave
     psnr: float
     ms_ssim: float
     lpips: float | None
-    coded: float | None = None          # bits per pixel that the transformer would leave
 
 
-def quality(name: str, bits: float, video: Tensor, decoded: Tensor, lpips: LPIPS | None,
-            coded: float | None = None) -> Point:
-    """The point of clips (B, 3, T, H, W) that took so many bits; coded: bits as well."""
+def quality(name: str, bits: float, coded: float | None, video: Tensor, decoded: Tensor,
+            lpips: LPIPS | None) -> Point:
+    """The point of clips (B, 3, T, H, W) that took so many bits."""
     pair, pixels = (frames_of(decoded), frames_of(video)), video[:, 0].numel()
-    return Point(name, bits / pixels, mean_of_finite(psnr(*pair).flatten()).item(),
+    return Point(name, bits / pixels, coded and coded / pixels,
+                 mean_of_finite(psnr(*pair).flatten()).item(),
                  ms_ssim(*pair, scales=scales_for(video)).mean().item(),
-                 lpips(*pair).mean().item() if lpips else None, coded and coded / pixels)
+                 lpips(*pair).mean().item() if lpips else None)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -83,14 +83,11 @@ SCALE_WEIGHTS = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333
 def ms_ssim(a: Tensor, b: Tensor, scales: int = 5) -> Tensor:
     """Multi-scale structural similarity of (..., 3, H, W) in [0, 1] -> (...) (Wang et al. 2003).
 
-    The product of the mean contrasts of all scales, each half as fine as the one before, and of
-    the coarsest one's SSIM, each to the power of its weight. On grey and with ssim's window. Five
-    scales need 161 pixels a side; an odd side repeats its last pixel (TensorFlow). Fewer, with
-    weights that make one again, are another measure: say so. Where structure is opposite (below
-    0) it counts as none.
+    Each scale is half as fine as the one before. The mean contrasts of all scales and the SSIM of
+    the coarsest are multiplied, each to the power of its weight; a negative one counts as 0. An odd
+    side repeats its last pixel (TensorFlow). Five scales need 161 pixels a side. Fewer scales, with
+    their weights divided by the sum, are another measure: say so.
     """
-    if not 1 <= scales <= 5:
-        raise ValueError(f"{scales} scales; wanted 1 to 5")
     check_pictures(a, b, smallest=10 * 2 ** (scales - 1) + 1)
     x, y = (rearrange(grey(picture), "... h w -> (...) 1 h w") for picture in (a, b))
     similarity = 1.0
@@ -112,10 +109,6 @@ def scales_for(video: Tensor) -> int:
 # ---------------------------------------------------------------------------------------------
 # Tokenizers
 
-def token_bits(tokens: int, codebook_size: int) -> float:
-    return tokens * math.log2(codebook_size)
-
-
 @torch.no_grad()
 def run_point(folder: str, videos: str | None, size: int | None, clips: int, lpips: LPIPS | None
               ) -> tuple[Tensor, Point]:
@@ -130,27 +123,26 @@ def run_point(folder: str, videos: str | None, size: int | None, clips: int, lpi
     video, label = (each[:clips] for each in all_clips(source))
     parts = [tokenizer.encode(part) for part in video.split(4)]
     decoded = torch.cat([tokenizer.decode(part).clamp(0, 1) for part in parts])
-    tokens, coded = rearrange(torch.cat(parts), "b t h w -> b (t h w)"), None
+    tokens, coded = torch.cat(parts).flatten(1), None
     if whole and tokens.shape[1] == run.transformer.config.num_tokens:
         known = not videos and run.transformer.no_class == len(source.class_names)
         coded = coded_bits(run.transformer, tokens, label if known else None)
-    bits = token_bits(tokens.numel(), tokenizer.codebook_size)
-    return video, quality(run.folder.name, bits, video, decoded, lpips, coded)
+    bits = tokens.numel() * math.log2(tokenizer.codebook_size)
+    return video, quality(run.folder.name, bits, coded, video, decoded, lpips)
 
 
 @torch.no_grad()
-def coded_bits(model: nn.Module, tokens: Tensor, label: Tensor | None = None, groups: int = 16,
-               seed: int = 0) -> float:
-    """Bits of tokens (B, N) under a masked transformer: cross-entropy of `groups` groups in an
-    order drawn from seed, each given all before it, as generation without a condition.
+def coded_bits(model: nn.Module, tokens: Tensor, label: Tensor | None = None, groups: int = 16
+               ) -> float:
+    """Bits of tokens (B, N) under a masked transformer: the cross-entropy of groups of tokens in a
+    random order, each group given all before it, so that a decoder could follow.
 
     label (B,): classes that are sent along, log2 of their number more a clip; None: no class.
     """
     B, N = tokens.shape
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(seed)).to(tokens.device)
-    classes = model.no_class
-    sent = B * math.log2(classes) if label is not None and classes else 0.0
-    given = label if sent else torch.full_like(tokens[:, 0], classes)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0)).to(tokens.device)
+    sent = B * math.log2(model.no_class) if label is not None and model.no_class else 0.0
+    given = label if sent else torch.full_like(tokens[:, 0], model.no_class)
     task = torch.full_like(given, task_index("CG", model.config.tasks))
     inputs, bits = torch.full_like(tokens, model.mask_id), 0.0
     for group in order.chunk(groups):
@@ -170,7 +162,7 @@ def codec_point(codec: str, crf: int, video: Tensor, lpips: LPIPS | None) -> Poi
         packets = encode(codec, crf, rearrange(clip, "c t h w -> t h w c"))
         bits += 8 * sum(payload(codec, bytes(packet)) for packet in packets)
         decoded.append(decode(codec, packets))
-    return quality(f"{codec} {crf}", bits, video, to_float(np.stack(decoded)), lpips)
+    return quality(f"{codec} {crf}", bits, None, video, to_float(np.stack(decoded)), lpips)
 
 
 def encode(codec: str, crf: int, frames: Tensor) -> list[av.Packet]:
@@ -189,15 +181,14 @@ def encode(codec: str, crf: int, frames: Tensor) -> list[av.Packet]:
 
 
 def payload(codec: str, packet: bytes) -> int:
-    """Bytes of a packet, without the text that x264 writes about itself into every stream: 700
-    bytes, which nobody would send with a clip of a second."""
+    """Bytes of a packet without x264's 700 bytes of text about itself, which nobody would send."""
     units = packet.split(b"\0\0\1")
     texts = [unit for unit in units[1:] if codec == "x264" and unit[0] & 31 == 6]     # SEI
     return len(packet) - sum(len(unit) + 3 for unit in texts)
 
 
 def decode(codec: str, packets: list[av.Packet]) -> np.ndarray:
-    """The opposite: uint8 (T, H, W, 3)."""
+    """Packets -> uint8 (T, H, W, 3)."""
     context = av.CodecContext.create(CODECS[codec][1], "r")
     frames = [frame for packet in (*packets, None) for frame in context.decode(packet)]
     return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
@@ -206,15 +197,15 @@ def decode(codec: str, packets: list[av.Packet]) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------
 # The table and the picture
 
-def draw(path: str, tokenizers: list[Point], curves: dict[str, list[Point]]) -> None:
+def draw(path: str, tokenizers: list[Point], codecs: list[list[Point]]) -> None:
     """PSNR and MS-SSIM against bits a pixel: tokenizers as dots, codecs as lines."""
     with canvas(path, 1, 2, (10, 4), ticks=True) as axes:
         for axis, number, title in zip(axes[0], ("psnr", "ms_ssim"), ("PSNR, dB", "MS-SSIM")):
-            for name, points in curves.items():
-                axis.plot([point.bits_per_pixel for point in points],
+            for name, points in zip(CODECS, codecs):
+                axis.plot([point.rate for point in points],
                           [getattr(point, number) for point in points], ".-", label=name)
             for point in tokenizers:
-                rates = [rate for rate in (point.coded, point.bits_per_pixel) if rate]
+                rates = [rate for rate in (point.coded, point.rate) if rate]
                 axis.plot(rates, [getattr(point, number)] * len(rates), "o--", label=point.name)
             axis.set(xscale="log", xlabel="bits a pixel", ylabel=title)
             axis.grid(alpha=0.3)
@@ -238,15 +229,14 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"compression.py: {error}")
     video, points = shown[-1][0], [point for _, point in shown]
-    curves = {codec: [codec_point(codec, crf, video, lpips) for crf in CRFS] for codec in CODECS}
+    codecs = [[codec_point(codec, crf, video, lpips) for crf in CRFS] for codec in CODECS]
     print(f"{len(video)} clips of {'x'.join(map(str, video.shape[2:]))}; MS-SSIM of "
           f"{scales_for(video)} scales")
     print(aligned([("", "bits a pixel", "coded", "PSNR", "MS-SSIM", "LPIPS"), *(
-        (point.name, f"{point.bits_per_pixel:.4f}", f"{point.coded:.4f}" if point.coded else "",
-         f"{point.psnr:.2f}", f"{point.ms_ssim:.4f}", f"{point.lpips:.4f}" if point.lpips else "")
-        for point in [*points, *sum(curves.values(), [])])]))
+        (name, *("" if number is None else form % number for form, number in zip(FORMS, numbers)))
+        for name, *numbers in sum(codecs, points))]))
     if options.out:
-        draw(options.out, points, curves)
+        draw(options.out, points, codecs)
         print(f"wrote {options.out}")
 
 

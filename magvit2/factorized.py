@@ -8,10 +8,10 @@ Shapes  tokens (B, N) with [MASK] -> digits (B, N, factors) -> sum of the factor
 
 Read    FactorizedTransformer: embed, predict, cross_entropy, sample; then power_cosine.
 
-A table of 2^18 rows of 1,024 numbers would nearly double the network, and a softmax over them be
-most of a step's memory. Whole positions are masked, as COMMIT needs it; the loss of a position,
+A table of 2^18 rows of 1,024 numbers would nearly double the network, and the softmax over it would
+take most of a step's memory. Positions are masked whole, as COMMIT needs it. The loss of a position,
 and its confidence in Algorithm 1, are sums over its factors: log p(code) = sum of log p(digit).
-So the same losses and the same decoding take it. Given the sequence, digits are independent.
+Digits of a position are independent given the sequence.
 
 Not public: whether v2 masks the factors of a token together, and its guidance's exponent.
 
@@ -43,7 +43,7 @@ class FactorizedConfig(TransformerConfig):
     def __post_init__(self):
         if self.factor_size ** self.factors != self.codebook_size:
             raise ValueError(f"{self.codebook_size} codes are no {self.factors} factors of equal "
-                             "size; give a codebook of 2^(bits), with bits a multiple of factors")
+                             "size; give 2^bits codes, with bits a multiple of factors")
 
     def build(self) -> FactorizedTransformer:
         return FactorizedTransformer(self)
@@ -54,14 +54,11 @@ class FactorizedConfig(TransformerConfig):
         return round(self.codebook_size ** (1 / self.factors))
 
 
-def _like(name: str, **changes) -> FactorizedConfig:
-    """A size of the first paper, with factors."""
-    return FactorizedConfig(**vars(replace(TRANSFORMERS[name], **changes)))
-
-
 FACTORIZED_TRANSFORMERS = {
-    "L": _like("L", codebook_size=2 ** 18, num_tokens=5 * 16 * 16, tasks=("FP",)),
-    "toy": _like("toy", codebook_size=2 ** 10, num_tokens=5 * 4 * 4),
+    "L": FactorizedConfig(**vars(TRANSFORMERS["L"]) | dict(
+        codebook_size=2 ** 18, num_tokens=5 * 16 * 16, tasks=("FP",))),
+    "toy": FactorizedConfig(**vars(TRANSFORMERS["toy"]) | dict(
+        codebook_size=2 ** 10, num_tokens=5 * 4 * 4)),
 }
 
 
@@ -116,8 +113,8 @@ class FactorizedTransformer(MaskedTransformer):
 
 
 def digits_of(tokens: Tensor, factors: int, base: int) -> Tensor:
-    """Codes (...) -> their digits (..., factors), lowest first. A number that is no code has a
-    last digit out of range, so that it is not taken for another."""
+    """Codes (...) -> their digits (..., factors), lowest first. Only a code has all digits in
+    range."""
     digits = tokens[..., None] // base ** torch.arange(factors, device=tokens.device)
     digits[..., :-1] %= base
     return digits
@@ -129,20 +126,17 @@ def codes_of(digits: Tensor, base: int) -> Tensor:
 
 
 def power_cosine(scale: float, power: float) -> Callable[[float], float]:
-    """A guidance scale for commit_decode that rises from 0 to `scale` as decoding goes on:
-    scale (1 - cos(pi (t / K)^power)) / 2 (MDT, Gao et al. 2023).
+    """A guidance scale for commit_decode that rises from 0 to `scale` during decoding:
+    scale (1 - cos(pi (t / K)^power)) / 2 (MDT, Gao et al. 2023). A larger power rises later.
 
-    Scales are ours, logits + scale (logits - unconditional). Where others write unconditional +
+    Logits become logits + scale (logits - unconditional). Where others write unconditional +
     s (logits - unconditional), scale is s - 1.
     """
-    if power <= 0:
-        raise ValueError(f"power {power}; wanted above 0: 1 is a plain cosine, more rises later")
     return lambda progress: scale * (1 - math.cos(math.pi * progress ** power)) / 2
 
 
 def main() -> None:
-    """How often a run that was trained with class dropout makes what its label says, by the toy's
-    rule, at several guidance scales."""
+    """How often samples are what their label says, by the toy's rule, at several scales."""
     if len(sys.argv) != 2:
         sys.exit(__doc__.split("\n\n")[-1])
     try:
@@ -153,8 +147,9 @@ def main() -> None:
     for name, scale in {"none": 0.0, "1": 1.0, "3": 3.0, "9": 9.0,
                         "9, rising, power 1": power_cosine(9.0, 1.0),
                         "9, rising, power 3": power_cosine(9.0, 3.0)}.items():
-        rates = measure_classes(run.tokenizer, run.transformer, 256, run.config.decoding
-                                | dict(guidance_scale=scale), frames=run.config.frames)
+        decoding = run.config.decoding | dict(guidance_scale=scale)
+        rates = measure_classes(run.tokenizer, run.transformer, 256, decoding,
+                                frames=run.config.frames)
         rows.append((name, f"{rates['right_direction']:.1%}", f"{rates['right_shape']:.1%}"))
     print(aligned(rows))
 

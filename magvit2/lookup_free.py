@@ -7,10 +7,10 @@ Shapes  latents (B, bits, t, h, w) -> their signs (B, bits, t, h, w), and tokens
 
 Read    LookupFreeQuantizer; then entropies, why 2^18 codes cost no more than 2 * 2^9.
 
-The codes are all corners of a cube, so the nearest one is found without a search, and a codebook
-of 2^18 costs nothing. What it needs is that they are used: the entropy loss wants each latent to be
-sure of its code, and all codes to be as frequent. Its distribution over codes, a softmax of
-2 z.c / temperature, is a product of one for each bit, p(+1) = sigmoid(4 z / temperature).
+The codes are the corners of a cube, so the nearest one is found without a search. They also have to
+be used: the entropy loss wants each latent to be sure of its code, and all codes to be as frequent.
+Its distribution over codes, a softmax of 2 z.c / temperature, is a product of one for each bit,
+p(+1) = sigmoid(4 z / temperature).
 """
 from __future__ import annotations
 
@@ -36,8 +36,6 @@ class LookupFreeQuantizer(nn.Module):
 
     def __init__(self, bits: int, temperature: float = 0.01, epsilon: float = 0.0):
         super().__init__()
-        if not 1 <= bits <= 62:
-            raise ValueError(f"{bits} bits; a token has 1 to 62, being a whole number of 64 bits")
         self.bits, self.temperature, self.epsilon = bits, temperature, epsilon
 
     def lookup(self, tokens: Tensor) -> Tensor:
@@ -52,7 +50,7 @@ class LookupFreeQuantizer(nn.Module):
         return torch.arange(self.bits, device=x.device)[:, None, None, None]
 
     def positive(self, latents: Tensor) -> Tensor:
-        """Which signs are +1, as bools: the one place that says what a latent of 0 is."""
+        """True where a sign is +1; published weights differ at 0."""
         return latents >= 0
 
     def forward(self, latents: Tensor) -> Quantized:
@@ -70,19 +68,18 @@ def entropies(latents: Tensor, temperature: float = 0.01, epsilon: float = 0.0
               ) -> tuple[Tensor, Tensor]:
     """Entropy of a position's code, the mean over positions; and entropy of the mean code; in nats.
 
-    latents (B, bits, t, h, w). Exact at any number of bits. Bits are independent at a position, so
-    its entropy is the sum of theirs. In the mean over positions they are not, so that takes the
-    mean distribution over all 2^bits codes. It is a sum over positions of outer products: of the
-    distribution of the low half of the bits, and of the high half. That is one product of two
-    matrices, (2^high, positions) x (positions, 2^low), and nothing of size positions x 2^bits.
-    With several processes the mean is over the positions of all.
+    latents (B, bits, t, h, w). At a position bits are independent, so its entropy is the sum of
+    theirs. The mean code's entropy needs the distribution over all 2^bits codes. That is a sum over
+    positions of outer products of the distributions of the high and of the low half of the bits, so
+    one product of two matrices, (2^high, positions) x (positions, 2^low). Nothing has the size of
+    positions x 2^bits. With several processes the mean is over the positions of all.
     """
     with torch.autocast(latents.device.type, enabled=False):
         logits = rearrange(latents.float(), "b d t h w -> (b t h w) d") * (4 / temperature)
         probability = logits.sigmoid()
         position = (F.softplus(logits) - logits * probability).sum(1).mean()
-        low, high = probability.chunk(2, dim=1) if logits.shape[1] > 1 else (
-            probability, probability[:, :0])
+        half = (probability.shape[1] + 1) // 2
+        low, high = probability[:, :half], probability[:, half:]
         joint = corners(high).T @ corners(low) / len(logits)                 # (2^high, 2^low)
         joint = average_over_processes(joint)
         # Where a probability is 0, so is its part; the clamp keeps the gradient finite there.

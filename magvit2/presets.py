@@ -39,30 +39,25 @@ class SequelConfig(TrainConfig):
         for field, sizes in SIZES.items():          # a name becomes the configuration it stands for
             object.__setattr__(self, field, named(getattr(self, field), sizes, field))
 
-    def check(self) -> None:
-        super().check()
-        if self.entropy_boost_steps < 1:
-            raise ValueError(f"entropy_boost_steps is {self.entropy_boost_steps}; wanted at least "
-                             "1, or entropy_boost 0")
-
     def entropy_weight_at(self, step: int) -> float:
         """The entropy's weight in a step: it falls in a straight line to entropy_weight."""
-        left = max(0.0, 1 - step / self.entropy_boost_steps)
+        steps = self.entropy_boost_steps
+        left = 1 - step / steps if step < steps else 0.0
         return self.entropy_weight * (1 + self.entropy_boost * left)
 
 
-def _sequel(first: str, **changes) -> SequelConfig:
+def changed(first: str, **changes) -> SequelConfig:
     """A preset of the first paper with what the sequel changes."""
     return SequelConfig(**vars(FIRST_PAPER[first]) | dict(reconstruction_weight=5.0) | changes)
 
 
 PRESETS = {
-    # Ours: the whole paper on a laptop. Its transformer has a row for each code.
-    "toy-v2": _sequel(
+    # Ours: the whole paper on a laptop. Its transformer has no factors.
+    "toy-v2": changed(
         "toy", frames=17, tokenizer="toy", discriminator="toy", transformer=TRANSFORMERS["toy"],
         inflate="last", residual_gain=1.0, latent_gain=1.0, codebook_from_data=False,
         entropy_weight=0.03, entropy_boost_steps=200, tokenizer_steps=1500, tokenizer_rate=2e-3),
-    "k600-v2": _sequel(
+    "k600-v2": changed(
         "k600-L", frames=17, tokenizer="appendix", discriminator="appendix", inflate="last",
         tokenizer_epochs=190, transformer_epochs=360, decode_schedule="cosine",
         decode_temperature=32.0)}

@@ -130,18 +130,17 @@ def their_name(name: str, video: bool) -> str:
 def sizes(state: dict[str, Tensor], video: bool) -> PublishedConfig:
     """The sizes that a state dict has."""
     conv = ".conv_1" if video else ""
-    first, last = (state.get(f"encoder.{name}{conv}.weight") for name in ("conv_in", "conv_out"))
-    if first is None or last is None:
-        raise ValueError(f"no encoder.conv_in{conv}.weight among {len(state)} names: these are no "
-                         f"weights of an Open-MAGVIT2 {'video' if video else 'image'} tokenizer")
-    widths = []
-    while f"encoder.down.{len(widths)}.block.0.conv1{conv}.weight" in state:
-        widths.append(len(state[f"encoder.down.{len(widths)}.block.0.conv1{conv}.weight"]))
-    multipliers = tuple(width // len(first) for width in widths)
+    try:
+        base, bits = (len(state[f"encoder.{name}{conv}.weight"]) for name in ("conv_in", "conv_out"))
+    except KeyError as missing:
+        raise ValueError(f"no {missing} among {len(state)} names: these are no weights of an "
+                         f"Open-MAGVIT2 {'video' if video else 'image'} tokenizer") from None
+    firsts = (f"encoder.down.{n}.block.0.conv1{conv}.weight" for n in range(16))
+    multipliers = tuple(len(state[name]) // base for name in firsts if name in state)
     blocks = sum(f"encoder.mid_block.{n}.norm1.weight" in state for n in range(16))
-    return PublishedConfig(base_channels=len(first), channel_multipliers=multipliers,
+    return PublishedConfig(base_channels=base, channel_multipliers=multipliers,
                            temporal_downsample=tuple(m != 1 for m in multipliers[:-1]),
-                           num_res_blocks=blocks, bits=len(last), image=not video)
+                           num_res_blocks=blocks, bits=bits, image=not video)
 
 
 def load(path_or_state: str | Path | dict, kind: str) -> PublishedTokenizer:
@@ -177,7 +176,7 @@ def load(path_or_state: str | Path | dict, kind: str) -> PublishedTokenizer:
 def through(file: str, kind: str, video_in: str, video_out: str) -> None:
     """A video through a published tokenizer and back, in pieces of 17 frames, each alone (theirs).
 
-    The last piece is cut to 1 + 4k frames, pictures to multiples of 16 pixels.
+    The last piece is cut to 1 + 4k frames, and each side to a multiple of 16 pixels.
     """
     check_output(video_out)
     tokenizer = load(file, kind)
@@ -197,10 +196,10 @@ def main() -> None:
         sys.exit(__doc__.split("\n\n")[-1])
     try:
         through(*sys.argv[1:])
-    except (ValueError, OSError) as error:
-        sys.exit(f"published.py: {error}")
     except pickle.UnpicklingError:
         sys.exit(f"published.py: {sys.argv[1]} holds no checkpoint of plain tensors; not loaded")
+    except (ValueError, OSError) as error:
+        sys.exit(f"published.py: {error}")
 
 
 if __name__ == "__main__":

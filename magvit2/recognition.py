@@ -6,7 +6,7 @@ Shapes  clips (B, 3, T, H, W) -> one patch for each token, (B, N, D), three of f
         tubes -> Block x num_layers -> what was masked: codes (B, N, K), or pixels (B, N, pixels)
         then without masks -> the mean over N -> logits of the classes
 
-Read    tube_mask, Encoder, targets, pretrain, finetune; then main, the arms.
+Read    tube_mask, Encoder, targets, pretrain, finetune; then main, the two tables.
 
 Not here: the appendix's own recipe, of which docs/magvit2.md says what is left out.
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -35,23 +35,18 @@ from transformer import TRANSFORMERS, Block, initialize
 PATCH = 4, 8, 8                                         # pixels of a token of the toy
 MASK_RATIO, WEIGHT_DECAY = 0.75, 0.05                   # App. A.4
 PRETRAIN_STEPS, FINETUNE_STEPS, PIXELS_STEPS = 400, 150, 600                     # ours
-BATCH, RATE, CLIPS_PER_CLASS = 16, 1e-3, 2              # ours
+BATCH, RATE, CLIPS_PER_CLASS, SEEDS = 16, 1e-3, 2, 2    # ours
+
+Classifier = Callable[[Tensor], Tensor]                 # video (B, 3, T, H, W) -> (B, classes)
 
 
-class Clips(NamedTuple):
-    video: Tensor                   # (clips, 3, T, H, W)
-    label: Tensor                   # (clips,)
+def tube_mask(B: int, grid: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    """(B, N) bool, True where masked: in all frames the same places, all but one block of them.
 
-
-def tube_mask(B: int, grid: tuple[int, int, int], ratio: float, generator: torch.Generator
-              ) -> Tensor:
-    """(B, N) bool, True where masked: the same places in all frames, all but one block of them.
-
-    The block that stays is as square as the grid, at a random place; with 0.75 it has half of
-    each side.
+    The block that stays has half of each side, at a random place.
     """
     t, h, w = grid
-    high, wide = (max(1, round(side * (1 - ratio) ** 0.5)) for side in (h, w))
+    high, wide = (max(1, round(side * (1 - MASK_RATIO) ** 0.5)) for side in (h, w))
     top = torch.randint(h - high + 1, (B, 1, 1), generator=generator)
     left = torch.randint(w - wide + 1, (B, 1, 1), generator=generator)
     y, x = torch.arange(h)[None, :, None], torch.arange(w)[None, None, :]
@@ -88,14 +83,14 @@ class Encoder(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------
-# Tokens as targets: a simplified BEVT
+# Training: a simplified BEVT
 
 @torch.no_grad()
 def targets(name: str, tokenizer: nn.Module, video: Tensor) -> Tensor:
     """What is guessed of each patch: codes (clips, N), or pixels (clips, N, values).
 
-    "shuffled" are the codes of the same clips, of other patches: as many of each, in no relation
-    to what is seen.
+    "shuffled" are the same codes at random other places, a control: what is seen says nothing
+    about them.
     """
     if name == "pixels":
         t, h, w = PATCH
@@ -111,7 +106,7 @@ def learn(parameters: list[nn.Parameter], loss_of: Callable[[Tensor, torch.Gener
           clips: int, steps: int, seed: int) -> float:
     """Steps on loss_of(chosen clips (B,), generator); the last loss.
 
-    The rate goes up in the first tenth of the steps, then along a cosine down to none.
+    The rate rises in the first tenth of the steps and falls along a cosine to 0.
     """
     optimizer = torch.optim.AdamW(parameters, RATE, weight_decay=WEIGHT_DECAY)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
@@ -125,80 +120,69 @@ def learn(parameters: list[nn.Parameter], loss_of: Callable[[Tensor, torch.Gener
     return loss.item()
 
 
-def pretrain(encoder: Encoder, clips: Clips, wanted: Tensor, steps: int = PRETRAIN_STEPS,
+def pretrain(encoder: Encoder, video: Tensor, wanted: Tensor, steps: int = PRETRAIN_STEPS,
              seed: int = 0) -> float:
-    """Teach an encoder to guess what is masked; its last loss. No label is used."""
+    """Teach an encoder to guess targets where it is masked, without labels; the last loss."""
     def loss_of(chosen: Tensor, generator: torch.Generator) -> Tensor:
-        is_masked = tube_mask(len(chosen), encoder.grid, MASK_RATIO, generator)
-        guess = encoder.head(encoder(clips.video[chosen], is_masked))[is_masked]
+        is_masked = tube_mask(len(chosen), encoder.grid, generator)
+        guess = encoder.head(encoder(video[chosen], is_masked))[is_masked]
         truth = wanted[chosen][is_masked]
         return (F.mse_loss if truth.is_floating_point() else F.cross_entropy)(guess, truth)
 
-    return learn(list(encoder.parameters()), loss_of, len(clips.video), steps, seed)
+    return learn(list(encoder.parameters()), loss_of, len(video), steps, seed)
 
 
-def finetune(encoder: Encoder, clips: Clips, classes: int, steps: int = FINETUNE_STEPS,
-             seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """Train everything on labelled clips, with a new head; returns video -> logits (B, classes)."""
+def finetune(encoder: Encoder, video: Tensor, label: Tensor, classes: int,
+             steps: int = FINETUNE_STEPS, seed: int = 0) -> Classifier:
+    """Train everything on labelled clips, with a new head."""
     head = nn.Linear(encoder.head.in_features, classes)
 
     def classify(video: Tensor) -> Tensor:
         return head(encoder(video).mean(1))
 
-    learn([*encoder.parameters(), *head.parameters()],
-          lambda chosen, _: F.cross_entropy(classify(clips.video[chosen]), clips.label[chosen]),
-          len(clips.video), steps, seed)
+    def loss_of(chosen: Tensor, _: torch.Generator) -> Tensor:
+        return F.cross_entropy(classify(video[chosen]), label[chosen])
+
+    learn([*encoder.parameters(), *head.parameters()], loss_of, len(video), steps, seed)
     return classify
 
 
 @torch.no_grad()
-def accuracy(classify: Callable[[Tensor], Tensor], clips: Clips) -> float:
-    return (classify(clips.video).argmax(-1) == clips.label).float().mean().item()
-
-
-def few(clips: Clips, per_class: int) -> Clips:
-    """The first clips of each class."""
-    chosen = torch.cat([(clips.label == label).nonzero()[:per_class, 0]
-                        for label in clips.label.unique()])
-    return Clips(clips.video[chosen], clips.label[chosen])
+def accuracy(classify: Classifier, video: Tensor, label: Tensor) -> float:
+    return (classify(video).argmax(-1) == label).float().mean().item()
 
 
 # ---------------------------------------------------------------------------------------------
 # Both tables
 
-def as_targets(tokenizer: nn.Module, train: Clips, test: Clips, seeds: int = 2) -> str:
-    """Accuracy on held-out clips after a pre-training of each kind."""
-    grid, classes = tokenizer.latent_shape(*train.video.shape[2:]), int(train.label.max()) + 1
-    rows = []
-    for name in ("codes", "pixels", "shuffled", "nothing"):
-        rates = []
-        for seed in range(seeds):
-            torch.manual_seed(seed)
-            if name == "nothing":
-                encoder = Encoder(grid, 1)
-            else:
-                wanted = targets(name, tokenizer, train.video)
-                encoder = Encoder(grid, wanted.shape[-1] if name == "pixels" else
-                                  tokenizer.codebook_size)
-                pretrain(encoder, train, wanted, seed=seed)
-            labelled = few(train, CLIPS_PER_CLASS)
-            rates.append(accuracy(finetune(encoder, labelled, classes, seed=seed), test))
-        rows.append((name, *(f"{rate:.1%}" for rate in (*rates, sum(rates) / seeds))))
-    return aligned([("guessed while pre-training", *(f"seed {i}" for i in range(seeds)), "mean"),
-                    *rows])
+def accuracy_after(name: str, tokenizer: nn.Module, train: tuple[Tensor, Tensor],
+                   test: tuple[Tensor, Tensor], seed: int) -> float:
+    """Accuracy on held-out clips after pre-training on targets of a kind, or on "nothing", and
+    fine-tuning on a few clips of each class. train, test: (video, label)."""
+    video, label = train
+    grid = tokenizer.latent_shape(*video.shape[2:])
+    torch.manual_seed(seed)
+    if name == "nothing":
+        encoder = Encoder(grid, 1)
+    else:
+        wanted = targets(name, tokenizer, video)
+        encoder = Encoder(grid, wanted.shape[-1] if name == "pixels" else tokenizer.codebook_size)
+        pretrain(encoder, video, wanted, seed=seed)
+    few = torch.cat([(label == each).nonzero()[:CLIPS_PER_CLASS, 0] for each in label.unique()])
+    classify = finetune(encoder, video[few], label[few], int(label.max()) + 1, seed=seed)
+    return accuracy(classify, *test)
 
 
 @torch.no_grad()
-def as_inputs(tokenizer: nn.Module, classify: Callable[[Tensor], Tensor], test: Clips) -> str:
+def as_inputs(tokenizer: nn.Module, classify: Classifier, video: Tensor, label: Tensor
+              ) -> dict[str, float]:
     """Accuracy of a classifier of pixels on what the tokenizer leaves of them."""
     decoded = torch.cat([tokenizer.decode(tokenizer.encode(part)).clamp(0, 1)
-                         for part in test.video.split(16)])
+                         for part in video.split(16)])
     shape, direction = MovingShapes.recognize(decoded)
-    rates = {"held-out clips": accuracy(classify, test),
-             "the same from their tokens": accuracy(classify, test._replace(video=decoded)),
-             "the same, by the toy's rule": (shape * 4 + direction == test.label).float().mean()}
-    return aligned([("a classifier of pixels looks at", "right"),
-                    *((name, f"{rate:.1%}") for name, rate in rates.items())])
+    return {"held-out clips": accuracy(classify, video, label),
+            "the same from their tokens": accuracy(classify, decoded, label),
+            "the same, by the toy's rule": (shape * 4 + direction == label).float().mean().item()}
 
 
 def main() -> None:
@@ -208,12 +192,17 @@ def main() -> None:
         tokenizer = load_run(sys.argv[1], stages=("tokenizer",)).tokenizer
     except (ValueError, OSError) as error:
         sys.exit(f"recognition.py: {error}")
-    train, test = (Clips(*all_clips(MovingShapes(split))) for split in ("train", "test"))
-    print(as_targets(tokenizer, train, test))
+    train, test = (all_clips(MovingShapes(split)) for split in ("train", "test"))
+    rows = [("guessed while pre-training", *(f"seed {i}" for i in range(SEEDS)), "mean")]
+    for name in ("codes", "pixels", "shuffled", "nothing"):
+        rates = [accuracy_after(name, tokenizer, train, test, seed) for seed in range(SEEDS)]
+        rows.append((name, *(f"{rate:.1%}" for rate in (*rates, sum(rates) / SEEDS))))
+    print(aligned(rows))
     torch.manual_seed(0)
-    encoder = Encoder(tokenizer.latent_shape(*train.video.shape[2:]), 1)
-    classes = len(MovingShapes().class_names)
-    print(as_inputs(tokenizer, finetune(encoder, train, classes, PIXELS_STEPS), test))
+    encoder = Encoder(tokenizer.latent_shape(*train[0].shape[2:]), 1)
+    classify = finetune(encoder, *train, len(MovingShapes().class_names), PIXELS_STEPS)
+    print(aligned([("a classifier of pixels looks at", "right"), *(
+        (name, f"{rate:.1%}") for name, rate in as_inputs(tokenizer, classify, *test).items())]))
 
 
 if __name__ == "__main__":

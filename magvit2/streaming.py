@@ -7,10 +7,10 @@ Shapes  1 + 4k frames, then 4k, 4k, ... (B, 3, T, H, W) -> tokens 1 + k, then k,
 
 Read    encode_stream, decode_stream.
 
-No frame is moved by a later one, so what has been seen can be forgotten but for the few frames that
-the next window of each convolution still covers. The tokens and the pixels are those of the whole
-video at once, however it is cut, and memory is that of one piece. The first paper's tokenizer has
-only windows (long_video.py): there every token depends on all frames that pass with it.
+No frame depends on a later one, so each convolution has to remember only the few frames that its
+next window covers. Tokens and pixels are those of the whole video at once, however it is cut, and
+memory is that of one piece. In the first paper's tokenizer every token depends on all frames of its
+clip, so long_video.py has to cut a video into windows.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from magvit2.causal_tokenizer import CausalConv, CausalTokenizer
 
 @contextmanager
 def streaming(network: nn.Module) -> Iterator[None]:
-    """Within it, each call of the network goes on where the last one ended."""
+    """Within it, each call of the network continues where the last one ended."""
     layers = [module for module in network.modules() if isinstance(module, CausalConv)]
     for layer in layers:
         layer.streaming, layer.past = True, None

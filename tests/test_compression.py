@@ -11,7 +11,7 @@ from torch import nn
 from data.moving_shapes import MovingShapes
 from data.source import all_clips
 from magvit2.compression import (CODECS, SCALE_WEIGHTS, codec_point, coded_bits, decode, encode,
-                                 ms_ssim, payload, scales_for, token_bits)
+                                 ms_ssim, payload, scales_for)
 from measure.metrics import ssim
 from transformer import MaskedTransformer
 
@@ -65,21 +65,12 @@ def test_ms_ssim_of_one_scale_is_ssim_of_equal_pictures_one_and_needs_161_pixels
     assert ms_ssim(a.expand(2, 4, -1, -1, -1), b.expand(2, 4, -1, -1, -1)).shape == (2, 4)
     for scale in range(1, 6):
         assert scales_for(torch.empty(1, 3, 1, 10 * 2 ** (scale - 1) + 1, 200)) == scale
-    for wrong, words in (((a[:, :160], b[:, :160]), "at least 161x161"), ((a, b, 6), "6 scales")):
-        with pytest.raises(ValueError, match=words):
-            ms_ssim(*wrong)
+    with pytest.raises(ValueError, match="at least 161x161"):
+        ms_ssim(a[:, :160], b[:, :160])
 
 
 # ---------------------------------------------------------------------------------------------
 # Bits
-
-@pytest.mark.parametrize("tokens, bits, pixels, rate", [
-    (4 * 16 * 16, 10, 16 * 128 * 128, 0.0391),                   # the first paper's
-    (5 * 16 * 16, 18, 17 * 128 * 128, 0.0827),                   # MAGVIT-v2's, 17 frames
-    (38 * 16 * 16, 18, 149 * 128 * 128, 0.0717)])                # and of a longer clip
-def test_bits_per_pixel_by_hand(tokens, bits, pixels, rate):
-    assert round(token_bits(tokens, 2 ** bits) / pixels, 4) == rate
-
 
 class Fixed(nn.Module):
     """Predicts given logits (N, K) wherever it is asked, and remembers what it was shown."""
@@ -125,17 +116,16 @@ def video():
 def test_codecs_go_there_and_back_and_more_bits_are_better(codec, video, monkeypatch):
     monkeypatch.setenv("SVT_LOG", "1")
     fine, coarse = (codec_point(codec, crf, video, None) for crf in (20, 50))
-    assert fine.bits_per_pixel > coarse.bits_per_pixel > 0
+    assert fine.rate > coarse.rate > 0
     assert fine.psnr > coarse.psnr and fine.ms_ssim > coarse.ms_ssim and fine.psnr > 28
     assert decode(codec, encode(codec, 20, video[0].movedim(0, -1))).shape == (16, 32, 32, 3)
 
 
 def test_the_text_that_x264_writes_about_itself_is_not_counted(video):
     packets = [bytes(packet) for packet in encode("x264", 30, video[0].movedim(0, -1))]
-    text, = (packet for packet in packets if b"x264 - core" in packet)
-    assert len(text) - payload("x264", text) > 500
+    texts = [len(packet) - payload("x264", packet) for packet in packets]
+    assert texts[0] > 500 and not any(texts[1:])
     assert sum(payload("x264", packet) for packet in packets) > 100
-    assert all(payload("x264", packet) == len(packet) for packet in packets if packet is not text)
 
 
 def test_a_run_is_put_beside_the_codecs_with_what_its_transformer_saves(tmp_path):
@@ -147,5 +137,3 @@ def test_a_run_is_put_beside_the_codecs_with_what_its_transformer_saves(tmp_path
     assert rows["toy"][2].strip() == "0.0273"                    # 64 tokens of 7 bits: 16x32x32
     assert float(rows["toy"][3]) < 0.0273 and "AV1 50" in rows
     assert (tmp_path / "curve.png").stat().st_size > 5000
-    wrong = python("-m", "magvit2.compression", "nowhere")
-    assert wrong.returncode == 1 and len(wrong.stderr.splitlines()) == 1

@@ -47,10 +47,9 @@ def joint(logits):
 def test_digits_are_those_of_the_code_in_base_k_lowest_first(factors, base):
     codes = torch.arange(64).view(4, 16)
     digits = digits_of(codes, factors, base)
-    assert digits.shape == (4, 16, factors) and torch.equal(codes_of(digits, base), codes)
-    for code, digit in zip(codes.flatten().tolist(), digits.reshape(64, -1).tolist()):
-        assert code == sum(value * base ** place for place, value in enumerate(digit))
-        assert all(0 <= value < base for value in digit)
+    assert digits.min() == 0 and digits.max() == base - 1
+    assert torch.equal(codes, sum(digits[..., i] * base ** i for i in range(factors)))
+    assert torch.equal(codes, codes_of(digits, base))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -115,12 +114,11 @@ def test_algorithm_1_without_noise_decides_as_it_would_on_the_codes_themselves(m
 
 def test_two_factors_cannot_say_that_they_agree(model):
     """The best of them for codes 00, 11, 22, 33 is uniform: twice the entropy of the codes."""
-    logits = torch.zeros(1, 4, 2, 4, requires_grad=True)
-    loss = model.cross_entropy(logits, torch.tensor([[0, 5, 10, 15]])).mean()
+    logits = torch.zeros(1, 1, 2, 4, requires_grad=True)
+    agreeing = torch.tensor([[0], [5], [10], [15]])
+    loss = model.cross_entropy(logits.expand(4, -1, -1, -1), agreeing).mean()
     assert math.isclose(loss.item(), 2 * math.log(4), rel_tol=1e-6)
-    agreeing = torch.tensor([[0], [5], [10], [15]]).expand(4, 4)
-    gradient, = torch.autograd.grad(model.cross_entropy(
-        logits.expand(4, -1, -1, -1), agreeing).mean(), logits)
+    gradient, = torch.autograd.grad(loss, logits)
     assert gradient.abs().max() < 1e-7                           # no better one is near
 
 
@@ -159,8 +157,7 @@ def test_each_head_is_tied_to_the_table_of_its_own_factor(model):
 
 def test_a_step_moves_every_parameter(model):
     model.cross_entropy(model(*batch(model)), torch.randint(16, (2, 6))).mean().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
 def test_the_presets_predict_factors_and_a_checkpoint_says_so():
@@ -170,9 +167,8 @@ def test_the_presets_predict_factors_and_a_checkpoint_says_so():
     assert plain["type"] == "magvit2.factorized.FactorizedConfig" and from_plain(plain) == config
     toy = transformer_config(replace(PRESETS["toy-v2"], transformer="toy"), num_classes=16)
     assert isinstance(toy.build(), FactorizedTransformer) and toy.factor_size == 32
-    with pytest.raises(ValueError, match="1000 codes are no 2 factors") as error:
+    with pytest.raises(ValueError, match="1000 codes are no 2 factors"):
         replace(SMALL, codebook_size=1000)
-    assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -187,8 +183,6 @@ def test_the_power_cosine_rises_from_none_to_all_as_mdt_defines_it(power):
         conditional, unconditional = 0.7, -0.4
         ours = conditional + scale(progress) * (conditional - unconditional)
         assert math.isclose(ours, unconditional + s * (conditional - unconditional), rel_tol=1e-9)
-    with pytest.raises(ValueError, match="wanted above 0"):
-        power_cosine(1.0, 0.0)
 
 
 def test_classes_are_dropped_as_often_as_a_run_asks(tmp_path):
