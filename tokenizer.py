@@ -81,7 +81,7 @@ TOKENIZERS = {
     "B-64px": TokenizerConfig(**_64px),
     "L-64px": TokenizerConfig(base_channels=128, **_64px),
     # Ours: a laptop trains "toy" in minutes and, on real videos, "clips" in an hour.
-    "toy": TokenizerConfig(channel_multipliers=(1, 1, 2, 2), codebook_size=128, **_small),
+    "toy": TokenizerConfig(channel_multipliers=(1, 1, 2, 2), codebook_size=512, **_small),
     "clips": TokenizerConfig(channel_multipliers=(1, 1, 2), temporal_downsample=(True, False),
                              **_small),
 }

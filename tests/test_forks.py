@@ -362,7 +362,7 @@ def test_a_tracker_sees_every_step_and_a_held_out_evaluation_is_logged(tmp_path)
 def test_stage_2_learns_from_tokens_that_were_saved(tmp_path):
     """step -> TokenBatch is all it asks for; here it has to copy what is shown to it."""
     random = torch.Generator().manual_seed(0)
-    saved = torch.randint(128, (16, 64), generator=random)
+    saved = torch.randint(512, (16, 64), generator=random)
 
     def tokens(step):
         chosen = saved[torch.randint(16, (4,), generator=random)]

@@ -168,7 +168,7 @@ def test_of_two_commands_in_one_folder_the_second_is_refused(folder, tmp_path):
         done = python(*command(folder, run, words)[1:], OMP_NUM_THREADS=1)
         assert done.returncode == 1
         assert f"train.py: another command is training in {run}; " in done.stderr
-        assert load_run(run, stages=("tokenizer",)).tokenizer.codebook_size == 128
+        assert load_run(run, stages=("tokenizer",)).tokenizer.codebook_size == 512
         reached = read_checkpoint(run / "tokenizer.pt")["step"]
     finally:
         first.kill()
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_what_may_change_is_taken(
     run, other_videos = tmp_path / "run", shutil.copytree(folder, tmp_path / "other")
     with pytest.raises(KeyboardInterrupt):
         train_small(folder, run, stage="tokenizer", on_step=leave_at(3))
-    with pytest.raises(ValueError, match=r"tokenizer_rate 0.0004 there, 0.5 here.*--out another"):
+    with pytest.raises(ValueError, match=r"tokenizer_rate 0.001 there, 0.5 here.*--out another"):
         train_small(folder, run, ["--tokenizer-rate", "0.5"], "tokenizer")
     other = ["--transformer-rate", "0.5", "--tasks", "FP"]           # of stage 2: not yet trained
     train_small(folder, run, [*other, "--accumulate", "2", "--keep-every", "4"])
@@ -309,7 +309,7 @@ def one_step_of_each_stage(rank, world, port, result):
     found |= {f"lecam {k}": v for k, v in trainee.networks["lecam"].state_dict().items()}
 
     trainee = kept(build(config, "transformer", num_classes=16))
-    tokens = torch.randint(128, (2, 4, 64), generator=generator)[:, share]
+    tokens = torch.randint(512, (2, 4, 64), generator=generator)[:, share]
     draws = (torch.rand(4, 64, generator=generator)[share],
              torch.rand(4, generator=generator)[share])
     batch = TokenBatch("OPC", *tokens, torch.arange(64) % 3 > 0,

@@ -29,7 +29,7 @@ from transformer import TRANSFORMERS, Attention, MaskedTransformer
 
 SMALL = ("--resolution 16 --frames 8 --tokenizer-batch 2 --transformer-batch 4 --token-pool 8 "
          "--tokenizer-steps 6 --transformer-steps 6 --save-every 2 --precision float32 "
-         "--tokenizer-warmup 2 --transformer-warmup 2").split()
+         "--tokenizer-warmup 2 --transformer-warmup 2").split() + ["--inflate", ""]
 GAN = "--adversarial-weight 0.1".split()
 SHAPES = DataConfig(dataset="shapes")
 
@@ -426,11 +426,11 @@ def test_a_transformer_starts_from_another_run_with_its_classes_and_tasks_by_nam
     assert (old.no_class, new.no_class) == (16, 18)
     torch.manual_seed(config.seed)
     fresh = build(config, "transformer", num_classes=18).networks["transformer"]
-    theirs = {name: 128 + row for row, name in enumerate(MovingShapes().class_names)}
-    ours = {name: 128 + row for row, name in enumerate(Renamed().class_names)}
+    theirs = {name: 512 + row for row, name in enumerate(MovingShapes().class_names)}
+    ours = {name: 512 + row for row, name in enumerate(Renamed().class_names)}
     for model, rows in ((old, theirs), (new, ours)):
-        rows |= {code: code for code in range(128)} | {"no class": 128 + model.no_class}
-        rows |= {task: 129 + model.no_class + row for row, task in enumerate(model.config.tasks)}
+        rows |= {code: code for code in range(512)} | {"no class": 512 + model.no_class}
+        rows |= {task: 513 + model.no_class + row for row, task in enumerate(model.config.tasks)}
         rows["[MASK]"] = model.mask_id
     assert len(ours) == new.config.vocabulary_size and len(theirs) == old.config.vocabulary_size
     tables = "token_embedding.weight", "head_bias"
