@@ -68,7 +68,7 @@ def inflation(folder: Path, steps: int) -> None:
     for mode in ("scratch", "average", "central"):
         run = folder / mode
         if mode == "scratch":
-            train_toy(run, "tokenizer", steps)
+            train_toy(run, "tokenizer", steps, inflate="")
         else:
             shutil.copytree(folder / "image", run)
             train_toy(run, "tokenizer", steps, inflate=mode)
@@ -94,7 +94,7 @@ def gan(folder: Path, steps: int) -> None:
     print("adversarial weight   seconds   PSNR   edges left")
     for weight in (0.0, 0.1):
         run = folder / f"{weight:g}"
-        seconds = train_toy(run, "tokenizer", steps, adversarial_weight=weight)
+        seconds = train_toy(run, "tokenizer", steps, adversarial_weight=weight, inflate="")
         tokenizer = tokenizer_of(run)
         with torch.no_grad():
             decoded = tokenizer.decode(tokenizer.encode(video)).clamp(0, 1)
@@ -114,6 +114,7 @@ def tokenizer(folder: Path, steps: int) -> None:
     print(f"{'stage 1 of the toy':38} PSNR   codes in use")
     for name, settings in (
             ("as it is", {}),
+            ("videos from scratch, without frames", dict(inflate="")),
             ("residual branches not from zero", dict(residual_gain=1.0)),
             ("codes not from latents", dict(latent_gain=1.0, codebook_from_data=False)),
             ("no momentum", dict(tokenizer_beta1=0.0)),
@@ -196,7 +197,8 @@ def vocabulary(folder: Path, steps: int) -> None:
             sizes = (replace(TOKENIZERS["toy"], codebook_size=2 ** bits) if name == "VQ" else
                      LookupFreeConfig(**toy | dict(bits=bits, entropy_temperature=0.1)))
             config = replace(
-                PRESETS["toy"], tokenizer=sizes, tokenizer_steps=steps, transformer_steps=3 * steps,
+                PRESETS["toy"], tokenizer=sizes, inflate="", tokenizer_rate=4e-4,
+                tokenizer_steps=steps, transformer_steps=3 * steps,
                 token_pool=720, tasks=("CG",))
             if name == "VQ":
                 train(config, FineShapes(), folder / f"{name}-{bits}", draw=False)

@@ -246,7 +246,7 @@ def table_7(preset: TrainConfig, folder: Path, inflated_steps: int = 300) -> Row
             ("2D, 16x16", *measure_reconstruction(toy_tokenizer(
                 "image-16", "image", replace(preset, tokenizer=coarse), folder))),
             ("3D, 4x8x8", *measure_reconstruction(
-                toy_tokenizer("video", "tokenizer", preset, folder))),
+                toy_tokenizer("video", "tokenizer", replace(preset, inflate=""), folder))),
             ("2D, 8x8, every fourth frame, held (control)", *measure_reconstruction(fine, 4))]
     for mode in ("scratch", "average", "central"):
         run = folder / f"inflate-{mode}"
