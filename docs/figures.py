@@ -36,7 +36,7 @@ from long_video import decode_long, encode_long, extend, generate_with, outpaint
 from measure.metrics import frames_of, psnr
 from measure.pictures import (DECIDED, GIVEN, MASKED, PADDED, WRONG, canvas, cells, draw_curves,
                               draw_ids, strip, to_frames, write_grid)
-from measure.report import Judge, draw_losses, draw_tasks
+from measure.report import Judge, do_tasks, draw_losses, draw_tasks
 from tokenizer import TOKENIZERS
 from training.checkpoint import load_run
 
@@ -107,7 +107,7 @@ def tokens(run: Path = TOY, out: Path = ASSETS) -> None:
                 axis.hlines([y + 0.5 for y in range(h - 1)], -0.5, w - 0.5, colors="white", lw=1)
                 axis.vlines([x + 0.5 for x in range(w - 1)], -0.5, h - 0.5, colors="white", lw=1)
         axes[0, 0].set_ylabel("first of the\nfour frames", fontsize=11)
-        axes[1, 0].set_ylabel("token id, of 128", fontsize=11)
+        axes[1, 0].set_ylabel(f"token id, of {trained.tokenizer.codebook_size}", fontsize=11)
     print(f"  {trained.class_names[label]}: 16x32x32 pixels, {t}x{h}x{w} tokens, "
           f"{len(ids.unique())} different codes")
 
@@ -151,7 +151,7 @@ def leak(run: Path = TOY, out: Path = ASSETS, samples: int = 4) -> None:
     trained = load_run(run)
     video, label = all_clips(trained.held_out())
     influence, shares = leaking_shares(trained.tokenizer, video[:1], video[1:2])
-    print(f"  one token: {1 - influence[0]:.0%} of what moves it lies outside of its own pixels\n"
+    print(f"  one token: {1 - influence[0]:.0%} of the influence on it is from other pixels\n"
           "  OPC, tokens of the given region that change with pixels that are not given: "
           f"unmasked {shares[0]:.0%}, COMMIT {shares[1]:.0%}")
     real_tokens, made, right = trained.tokenizer.encode(video).flatten(1), {}, []
@@ -172,15 +172,20 @@ def leak(run: Path = TOY, out: Path = ASSETS, samples: int = 4) -> None:
 
     shown = [int((label % 4 == way).nonzero()[0]) for way in range(4)]       # the first of each
     first = video[:, :, :1].expand_as(video)
-    write_grid(out / "leak.gif", [
-        (trained.class_names[label[i]], [first[i], *(each[i] for each in made.values()), video[i]])
-        for i in shown], ["given: 1 frame", "leaked", "COMMIT", "real"])
+    columns, rows = {"leaked": made["real tokens"], "COMMIT": made["COMMIT"], "real clip": video}, []
+    for i in shown:
+        words = [f"{name} {arrows(each[i:i + 1])}" for name, each in columns.items()]
+        rows.append(("\n".join([trained.class_names[label[i]].split()[0], *words]),
+                     [first[i], *(each[i] for each in columns.values())]))
+    write_grid(out / "leak.gif", rows, ["given: 1 frame", *columns])
     with canvas(out / "leak.png", 1, 3, (13, 3.6), ticks=True) as ((curve, *bars),):
         distance, total = range(len(influence)), torch.tensor(influence).cumsum(0).tolist()
         curve.plot(distance, total, label="up to this distance")
         curve.bar(distance, influence, color="C1", label="at this distance")
-        curve.set(title=f"{1 - influence[0]:.0%} of what moves a token is not in it", ylim=(0, 1),
-                  xlabel="pixels or frames away from the token's own", ylabel="share of influence")
+        curve.set(ylim=(0, 1), title=f"{1 - influence[0]:.0%} of the influence on a token\n"
+                                     "is from outside its supervoxel",
+                  xlabel="pixels or frames away from the token's own",
+                  ylabel="share of the influence")
         curve.legend(loc="center right")
         for axis, title, values in zip(bars, (
                 "given tokens that change with\npixels that are not given (OPC)",
@@ -291,11 +296,24 @@ def longer(run: Path = TOY, out: Path = ASSETS) -> None:
 # Samples, losses
 
 def samples(run: Path = TOY, out: Path = ASSETS) -> None:
-    """The README's hero: ten tasks on a held-out clip."""
-    trained = load_run(run)
-    video, label = all_clips(trained.held_out())
-    draw_tasks(trained, video[CLIP:CLIP + 1], label[CLIP:CLIP + 1], out / "samples.gif")
-    print(f"  held-out clip {CLIP}: {trained.class_names[label[CLIP]]}")
+    """The README's hero: ten tasks on a held-out clip, four samples each, and where they move."""
+    trained, rows, count = load_run(run), [], 4
+    video, label = (each[CLIP:CLIP + 1] for each in all_clips(trained.held_out()))
+    several, grey = video.expand(count, -1, -1, -1, -1), 0.5 + 0.5 * video.mean()
+    for task, made, condition, valid in do_tasks(trained, several, label.expand(count),
+                                                 seeded_noise(0)):
+        given = torch.where(valid, condition, grey).clamp(0, 1)
+        rows.append((f"{task}\n{TASKS[task].title}\nsamples {arrows(made)}\nreal clip "
+                     f"{arrows(video)}", [given[0], *made, video[0]]))
+    write_grid(out / "samples.gif", rows, ["given", *["sample"] * count, "real clip"])
+    print(f"  held-out clip {CLIP}: {trained.class_names[label[0]]}")
+
+
+def arrows(video: Tensor) -> str:
+    """Where the shapes of some videos move, as the toy's plain rule reads it from the pixels."""
+    signs = dict(zip(MovingShapes.directions, "\u2192\u2190\u2193\u2191"))
+    directions = MovingShapes.recognize(video)[1].tolist()
+    return " ".join(signs[MovingShapes.directions[way]] if way >= 0 else "?" for way in directions)
 
 
 def real(run: Path = Path("runs/clips"), out: Path = ASSETS) -> None:
