@@ -190,7 +190,7 @@ def vocabulary(folder: Path, steps: int) -> None:
     """With more codes both reconstruct better; which one generates better? `steps` of stage 1, three
     times as many of stage 2."""
     toy, results = asdict(TOKENIZERS["toy"]), {"VQ": [], "LFQ": []}
-    folder = ROOT / "runs/vocabulary"                        # kept: an hour, which can go on
+    folder = ROOT / "runs/vocabulary"                        # kept: an hour, which can be resumed
     print("     bits   PSNR   codes used   bits a token   nearest clip: PSNR   right class")
     for bits in (4, 7, 10, 12):
         for name in results:

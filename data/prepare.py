@@ -18,7 +18,7 @@ Run:    python -m data.prepare bair|nuscenes|objectron RAW OUT
         then python train.py PRESET --data OUT/train --test-data OUT/test
 
 Each video is made under another name and renamed when it is whole. So a command that was stopped
-goes on: what is there is not made again.
+resumes: what is there is not made again.
 """
 from __future__ import annotations
 

@@ -172,7 +172,8 @@ def leak(run: Path = TOY, out: Path = ASSETS, samples: int = 4) -> None:
 
     shown = [int((label % 4 == way).nonzero()[0]) for way in range(4)]       # the first of each
     first = video[:, :, :1].expand_as(video)
-    columns, rows = {"leaked": made["real tokens"], "COMMIT": made["COMMIT"], "real clip": video}, []
+    columns = {"leaked": made["real tokens"], "COMMIT": made["COMMIT"], "real clip": video}
+    rows = []
     for i in shown:
         words = [f"{name} {arrows(each[i:i + 1])}" for name, each in columns.items()]
         rows.append(("\n".join([trained.class_names[label[i]].split()[0], *words]),
@@ -249,7 +250,7 @@ def windows(run: Path = TOY, out: Path = ASSETS) -> None:
     """What changes when a clip passes together with more frames; the error at windows' seams."""
     tokenizer, (video, _) = load_run(run).tokenizer, all_clips(MovingShapes("test"))
     loop = video[CLIP:CLIP + 1].repeat(1, 1, 4, 1, 1)             # its motion has a period of 16
-    for name, film in (("the same motion goes on", loop), ("cuts to other clips", rearrange(
+    for name, film in (("the same motion continues", loop), ("cuts to other clips", rearrange(
             video[CLIP:CLIP + 4], "b c t h w -> 1 c (b t) h w"))):
         for length, changed, quality in context_shares(tokenizer, film):
             print(f"  {name}: within {length} frames {changed:4.0%} of the tokens change, "

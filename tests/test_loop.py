@@ -158,7 +158,7 @@ def test_a_run_in_a_thread_trains_and_leaves_signals_to_the_main_one(folder, tmp
 
 
 def test_of_two_commands_in_one_folder_the_second_is_refused(folder, tmp_path):
-    """The first goes on; once it was killed with -9 another may train. Reading is allowed."""
+    """The first continues; once it was killed with -9 another may train. Reading is allowed."""
     run, words = tmp_path / "run", ["--tokenizer-steps", "100000", *STAGE_1]
     first = start(*command(folder, run, words)[1:], OMP_NUM_THREADS=1)
     try:
@@ -180,7 +180,7 @@ def test_of_two_commands_in_one_folder_the_second_is_refused(folder, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------
-# What a run goes on with
+# What a run resumes with
 
 def test_a_checkpoint_of_other_settings_is_refused_and_what_may_change_is_taken(folder, tmp_path):
     run, other_videos = tmp_path / "run", shutil.copytree(folder, tmp_path / "other")

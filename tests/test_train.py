@@ -120,7 +120,7 @@ def gradients(network):
 
 
 def fresh_gradients(trainee, video, config):
-    """Of one step from nothing: each trained network's gradients."""
+    """Each trained network's gradients after one step."""
     for network in trainee.networks.values():
         network.zero_grad()
     for average in trainee.networks["lecam"].buffers():
