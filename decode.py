@@ -179,9 +179,12 @@ def print_steps(num_tokens: int = 1024, steps: int = 12) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Do the paper's tasks with a trained run.")
-    parser.add_argument("run", nargs="?", help="folder of a run, for example runs/toy")
-    parser.add_argument("--task", nargs="+", choices=[*TASKS, "all"], default=["all"])
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s RUN [FLAGS]", description="Do the paper's tasks with a trained run.",
+        epilog="example: decode.py assets/toy --task CG --label \"disc left\" --samples 4")
+    parser.add_argument("run", nargs="?", help="folder of a run, for example assets/toy")
+    parser.add_argument("--task", nargs="+", choices=[*TASKS, "all"], default=["all"],
+                        metavar="TASK", help=f"{' '.join(TASKS)}, or all (default)")
     parser.add_argument("--video", help="any video file; without it, a clip of the run's data")
     parser.add_argument("--clip", type=int, help="which clip, without --video (default 0; of the "
                         "toy's drawn shapes 36, of which every task is shown something)")
@@ -190,12 +193,12 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="first frame taken from the video")
     parser.add_argument("--stride", type=int, help="take every n-th frame; as the run was trained")
     parser.add_argument("--condition-frames", type=int, help="frames given in FP, FI and CFP")
-    parser.add_argument("--samples", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="K of Algorithm 1")
-    parser.add_argument("--schedule", choices=["cosine", "uniform", "exp"])
-    parser.add_argument("--temperature", type=float)
-    parser.add_argument("--guidance-scale", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=2, help="of each task (2)")
+    parser.add_argument("--steps", type=int, help="K of Algorithm 1; by default the run's")
+    parser.add_argument("--schedule", choices=["cosine", "uniform", "exp"], help="gamma; likewise")
+    parser.add_argument("--temperature", type=float, help="of the noise; likewise")
+    parser.add_argument("--guidance-scale", type=float, default=0.0, help="0: no guidance")
+    parser.add_argument("--seed", type=int, default=0, help="of all random draws (0)")
     options = parser.parse_args()
     if options.run is None:
         print_steps()

@@ -324,7 +324,8 @@ FLAGS = {                                # what for -> flag -> argparse's words
         "--data": dict(metavar="DIR", help="folder of the real videos of the protocol's split"),
         "--split": dict(help="list of those that count (data set's own .txt, .csv or .json)"),
         "--layout": dict(help="what lies there: images, if each picture is a clip"),
-        "--tasks": dict(nargs="+", choices=[*TASKS, *TASK_SETS, "reconstruction"]),
+        "--tasks": dict(nargs="+", choices=[*TASKS, *TASK_SETS, "reconstruction"], metavar="TASK",
+                        help="a task, MT8, MT10 or reconstruction"),
         "--metrics": dict(nargs="+", choices=METRICS, help="others than the protocol's"),
         "--samples": dict(type=int, help="in all folds; fewer than the protocol's: starred"),
         "--folds": dict(type=int, help="others than the protocol's: starred"),
@@ -351,8 +352,10 @@ FLAGS["two folders"] |= {flag: FLAGS["a protocol"][flag] for flag in ("--weights
 
 def main(arguments: list[str] | None = None, decode: Callable | None = None) -> None:
     """The command. decode: as of evaluate_protocol."""
-    parser = argparse.ArgumentParser(description="Measure a run, or compare folders of videos.",
-                                     argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s RUN [FLAGS], or %(prog)s fvd REAL FAKE [FLAGS]",
+        description="Measure a run, or compare folders of videos.",
+        argument_default=argparse.SUPPRESS)
     parser.add_argument("what", help="folder of a run, or numbers: fvd or fvd,psnr,ssim")
     parser.add_argument("sets", nargs="*", help="folders of videos, .npy or .npz: REAL FAKE")
     words = {flag: words for flags in FLAGS.values() for flag, words in flags.items()}

@@ -230,8 +230,9 @@ def parse(presets: dict[str, TrainConfig] = PRESETS, arguments: list[str] | None
     The clips of a preset whose name begins with "toy" are drawn, unless --data gives videos.
     """
     parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        description="Train MAGVIT: the tokenizer, then the transformer, then draw and measure.")
+        allow_abbrev=False, usage="%(prog)s [PRESET] [FLAGS]",
+        description="Train MAGVIT: the tokenizer, then the transformer, then draw and measure. "
+                    "Defaults are the preset's: PRESET --dry-run prints them.")
     first = next(iter(presets))
     parser.add_argument("preset", nargs="?", default=first, metavar="PRESET", choices=presets,
                         help="one of: " + " ".join(presets))
