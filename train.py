@@ -88,7 +88,8 @@ def stages_of(config: TrainConfig, stage: str, run: Path, processes: Processes) 
             is_there(image) and load_checkpoint(image)["finished"])
 
     stages = ["tokenizer", "transformer"] if stage == "all" else [stage]
-    if config.inflate and "tokenizer" in stages and from_first(frames_first, processes):
+    wanted = config.inflate and not config.init and "tokenizer" in stages
+    if wanted and from_first(frames_first, processes):
         stages = ["image", *stages]
     return stages
 

@@ -73,7 +73,7 @@ TRANSFORMERS = {
     # Ours: for a laptop. Too small and too briefly trained to need dropout.
     "toy": TransformerConfig(num_layers=4, hidden_size=128, num_heads=4, mlp_size=512,
                              hidden_dropout=0.0, attention_dropout=0.0, initial_deviation=0.04,
-                             codebook_size=128, num_tokens=64),
+                             codebook_size=512, num_tokens=64),
 }
 
 

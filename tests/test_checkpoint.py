@@ -245,7 +245,7 @@ def test_what_is_missing_or_does_not_belong_together_is_named(run):
     state["config"]["network"]["codebook_size"] = 100
     other = from_plain(state["config"]["network"]).build()
     save_checkpoint(run / "transformer.pt", state | dict(transformer=other.state_dict()))
-    with pytest.raises(ValueError, match="128 codes and the transformer 100"):
+    with pytest.raises(ValueError, match="512 codes and the transformer 100"):
         load_run(run)
     assert load_run(run, stages=("tokenizer",)).transformer is None
     (run / "tokenizer.pt").unlink()

@@ -200,7 +200,7 @@ def test_a_first_latent_that_lacks_frames_counts_its_first_frame_for_them(task, 
 def test_sec_3_2_hidden_pixels_leak_into_the_given_regions_tokens_but_not_into_eq_2(task,
                                                                                     generator):
     """No leak through the tokenizer's receptive field: what the paper argues for."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     tokenizer = TOKENIZERS["toy"].build()
     video, other = torch.rand(2, 1, 3, 16, 32, 32, generator=generator)
     pair = video, torch.where(make_condition(video, task)[1], video, other)

@@ -101,7 +101,7 @@ def index_table():
         names = re.findall(r"^def (test_\w+)", (ROOT / f"tests/{file}.py").read_text(), re.M)
         test = next((name for name in names if words in name), None)
         assert test, f"no test of {file} has {words!r} in its name"
-        rows.append(f"| {reference} | [`{module}.{symbol}`]({path_of(module)}#L{line}) | "
+        rows.append(f"| {reference} | [`{module}.{symbol}`](../{path_of(module)}#L{line}) | "
                     f"`{file}::{test}` |")
     return "\n".join(rows)
 

@@ -222,10 +222,10 @@ def test_every_sample_has_noise_of_its_own_whatever_its_batch(monkeypatch):
 
 def test_reconstruction_and_tasks_make_tables_4_and_7(run, cheap, capsys):
     results = evaluate_protocol(run, "toy", **SHORT, tasks=["reconstruction", "CG", "FI"])["results"]
-    assert results["reconstruction"]["codes"]["of"] == 128
+    assert results["reconstruction"]["codes"]["of"] == 512
     used = results["reconstruction"]["codes"]["used"]
     printed = capsys.readouterr().out
-    assert 1 <= used <= 128 and f"{used} of 128 codes used" in printed
+    assert 1 <= used <= 512 and f"{used} of 512 codes used" in printed
     assert "FI       CG  average" in printed
     assert any("Table 7" in reason for reason in results["reconstruction"]["FVD*"]["not_as_wanted"])
 

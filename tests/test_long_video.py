@@ -121,7 +121,7 @@ def test_a_file_of_tokens_holds_what_memory_held(tokenizer, film, tmp_path, over
     memory = torch.stack(list(encode_long(tokenizer, film[:, :27], overlap=overlap)))
     assert np.array_equal(facts["tokens"], memory.numpy()) and facts["tokens"].dtype == np.uint16
     assert (facts["frames"], facts["height"], facts["width"], facts["rate"]) == (48, 27, 32, 25)
-    assert (facts["overlap"], facts["codes"]) == (overlap, 128)
+    assert (facts["overlap"], facts["codes"]) == (overlap, 512)
 
 
 def test_the_papers_sizes_compress_614_times():
@@ -254,7 +254,7 @@ def test_the_four_commands_do_what_the_map_says(film, tmp_path, monkeypatch, cap
     write_video(video, film)
     run(monkeypatch, "encode", TOY, video, tokens, "--start", 10, "--overlap", 4)
     run(monkeypatch, "decode", TOY, tokens, tmp_path / "back.npy")
-    assert "38 frames of 32x32, 192 tokens of 7 bits" in capsys.readouterr().out
+    assert "38 frames of 32x32, 192 tokens of 9 bits" in capsys.readouterr().out
     assert read_video(tmp_path / "back.npy").shape == (38, 32, 32, 3)
     run(monkeypatch, "outpaint", TOY, video, tmp_path / "wide.npy", "--right", 1, "--left", 1)
     run(monkeypatch, "outpaint", TOY, video, tmp_path / "high.npy", "--right", 1, "--task", "OPH")

@@ -41,7 +41,8 @@ class TrainConfig(Recipe):
     discriminator: str | object = ""    # a size in DISCRIMINATORS; by default the tokenizer's
     transformer: str | object = "B"     # a size in transformer.TRANSFORMERS
     padding: str = ""               # zeros, as in the released configurations; else reflect
-    init: str = ""                  # a run whose weights this one starts from (fine-tuning)
+    init: str = ""                  # a run whose weights this one starts from (fine-tuning),
+    #                                 instead of inflation
     # stage 1, tokenizer
     tokenizer_epochs: float = 0.0   # Table 2 of the appendix
     tokenizer_steps: int = 0        # if set, instead of epochs
@@ -154,8 +155,6 @@ class TrainConfig(Recipe):
             raise ValueError("save_every, keep_every and evaluate_every count from 0")
         if not self.tasks:
             raise ValueError("no tasks; name some of " + " ".join(TASKS))
-        if self.init and self.inflate:
-            raise ValueError("init and inflate both say where the tokenizer starts; give one")
         for task in dict.fromkeys(self.tasks):
             make_condition(torch.zeros(1, 3, self.frames, 16, 16), task, self.condition_frames)
 

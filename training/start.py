@@ -127,8 +127,8 @@ def refuse_impossible(config: TrainConfig, stages: list[str], world: int = 1) ->
             raise ValueError(f"stage {stage!r} is unknown; choose all, image, tokenizer or "
                              "transformer")
         if config.of(stage, "batch") % world:
-            raise ValueError(f"{stage}_batch is {config.of(stage, 'batch')}; wanted a multiple of "
-                             f"the {world} processes")
+            raise ValueError(f"the batch of stage {stage} is {config.of(stage, 'batch')}; wanted a "
+                             f"multiple of the {world} processes")
     if config.adversarial_weight and stages != ["transformer"]:
         config.discriminator_config()
     tokenizer = without_weights(config.tokenizer_config().build)
@@ -244,7 +244,7 @@ def start_local(model: nn.Module, grid: tuple[int, int, int]) -> None:
 
 def refuse_other_networks(config: TrainConfig, stages: list[str]) -> None:
     """ValueError, before anything is trained, where the run config.init has other networks."""
-    for stage in set(stages) - {"image"}:
+    for stage in stages:
         path, free = Path(config.init) / f"{stage}.pt", ()
         theirs = from_plain(load_checkpoint(path)["config"]["network"])
         ours = config.tokenizer_config()
