@@ -19,7 +19,7 @@ def noise():
 
 
 def test_unmasked_tokens_of_a_region_give_the_rest_away_and_commits_do_not(noise):
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     tokenizer = TOKENIZERS["toy"].build()
     influence, (unmasked, committed) = figures.leaking_shares(tokenizer, *noise)
     assert sum(influence) == pytest.approx(1, abs=1e-5) and 0.5 < 1 - influence[0] < 1

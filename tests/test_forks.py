@@ -29,7 +29,7 @@ from training.presets import PRESETS  # noqa: E402
 
 TINY = dict(tokenizer_batch=2, transformer_batch=2, token_pool=4, tokenizer_steps=3,
             transformer_steps=3, tokenizer_warmup=1, transformer_warmup=1,
-            tokenizer_ema=0.5, precision="float32", decode_steps=2)
+            tokenizer_ema=0.5, precision="float32", decode_steps=2, inflate="")
 # Row of the README: what, how, most lines, most files.
 ROWS = {
     "task": ("add a task", "a region function and a row in `commit.TASKS`", 8, 1),

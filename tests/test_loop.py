@@ -309,7 +309,7 @@ def one_step_of_each_stage(rank, world, port, result):
     found |= {f"lecam {k}": v for k, v in trainee.networks["lecam"].state_dict().items()}
 
     trainee = kept(build(config, "transformer", num_classes=16))
-    tokens = torch.randint(512, (2, 4, 64), generator=generator)[:, share]
+    tokens = torch.randint(128, (2, 4, 64), generator=generator)[:, share]
     draws = (torch.rand(4, 64, generator=generator)[share],
              torch.rand(4, generator=generator)[share])
     batch = TokenBatch("OPC", *tokens, torch.arange(64) % 3 > 0,
@@ -349,11 +349,12 @@ def test_torchrun_trains_both_stages_on_two_processes(folder, tmp_path, one_thre
     assert done.returncode == 0, done.stderr
     logs = [log_of(tmp_path / name) for name in ("one", "two")]
     assert len(logs[0]) == len(logs[1]) == 8          # the first step of a stage, and each saved
-    other = {"stage", "seconds", "waiting", "clips_per_second", "contrast", "codes"}
+    other = {"stage", "seconds", "waiting", "clips_per_second", "contrast", "codes",
+             "psnr"}                              # a mean of each process's logarithm
     for first, second in zip(logs[0][::4], logs[1][::4]):
         assert first["step"] == second["step"] == 0
         for key in first.keys() - other:
-            assert first[key] == pytest.approx(second[key], rel=2e-3, abs=2e-5), key
+            assert first[key] == pytest.approx(second[key], rel=1e-2, abs=2e-5), key
     assert (tmp_path / "two/transformer.pt").exists()
 
 
@@ -544,11 +545,11 @@ def test_held_out_clips_are_looked_at_and_training_does_not_notice(folder, tmp_p
 
 
 def test_the_look_tells_the_class_where_training_tells_it(tmp_path):
-    """"No class" was never trained without class dropout: 2.06 nats were shown where 1.34 are."""
+    """"No class" was never trained without class dropout: 3.34 nats would be shown, not 2.48."""
     run = load_run(ROOT / "assets/toy")
     look = HeldOut(run.config, run.held_out(), tmp_path).look_at_transformer(run.transformer,
                                                                               run.tokenizer)
-    assert look["loss at 0.9"] == pytest.approx(1.34, abs=0.02)
+    assert look["loss at 0.9"] == pytest.approx(2.48, abs=0.02)
 
 
 def test_a_short_run_reports_the_weights_that_were_not_averaged_too(folder, tmp_path):

@@ -104,7 +104,8 @@ def trainee():
 
 def tokenizer_trainee():
     torch.manual_seed(0)
-    config = replace(PRESETS["toy"], precision="float32", adversarial_weight=0.1)
+    config = replace(PRESETS["toy"], precision="float32", adversarial_weight=0.1,
+                     tokenizer=replace(TOKENIZERS["toy"], codebook_size=128), discriminator="toy")
     return kept(build(config, "tokenizer")), config
 
 
@@ -384,9 +385,9 @@ class Renamed:
         return clip, self.class_names.index(self.clips.class_names[label])
 
 
-SHORT = replace(PRESETS["toy"], inflate="", tokenizer_steps=3, tokenizer_warmup=1, transformer_steps=3,
-                transformer_warmup=1, tokenizer_batch=2, transformer_batch=4, token_pool=8,
-                precision="float32")
+SHORT = replace(PRESETS["toy"], inflate="", tokenizer_steps=3, tokenizer_warmup=1,
+                transformer_steps=3, transformer_warmup=1, tokenizer_batch=2, transformer_batch=4,
+                token_pool=8, precision="float32")
 ONE_STEP = replace(SHORT, tokenizer_steps=1, transformer_steps=1)        # at rate 0: as it starts
 
 
@@ -482,7 +483,7 @@ def sized(kind, **sizes):
 
 @pytest.mark.parametrize("change, words", [
     (dict(transformer_batch=5), "batch of stage transformer is 5; wanted a multiple of the 2 pro"),
-    (dict(tokenizer_batch=5), "batch of stage tokenizer is 5; wanted a multiple of the 2 processes"),
+    (dict(tokenizer_batch=5), "batch of stage tokenizer is 5; wanted a multiple of the 2 pro"),
     (sized("transformer", hidden_size=136), "start_local needs a hidden size .*got 136"),
     (sized("transformer", num_heads=3), "does not make 3 heads"),
     (dict(transformer="XXL"), "transformer 'XXL' is unknown; choose from B, L, H, toy"),

@@ -131,6 +131,9 @@ def refuse_impossible(config: TrainConfig, stages: list[str], world: int = 1) ->
                              f"multiple of the {world} processes")
     if config.adversarial_weight and stages != ["transformer"]:
         config.discriminator_config()
+    if "image" in stages and not hasattr(config.tokenizer_config(), "image_twin"):
+        raise ValueError(f"a {type(config.tokenizer_config()).__name__} has no image_twin, whose "
+                         "frames could come first; give --inflate \"\"")
     tokenizer = without_weights(config.tokenizer_config().build)
     size = transformer_config(config, config.num_classes, tokenizer)
     if size.hidden_size % size.num_heads:
