@@ -351,10 +351,10 @@ def test_torchrun_trains_both_stages_on_two_processes(folder, tmp_path, one_thre
     assert len(logs[0]) == len(logs[1]) == 8          # the first step of a stage, and each saved
     other = {"stage", "seconds", "waiting", "clips_per_second", "contrast", "codes",
              "psnr"}                              # a mean of each process's logarithm
-    for first, second in zip(logs[0][::4], logs[1][::4]):
-        assert first["step"] == second["step"] == 0
+    for first, second, error in zip(logs[0][::4], logs[1][::4], (2e-3, 3e-2), strict=True):
+        assert first["step"] == second["step"] == 0            # some tokens of stage 2 are others
         for key in first.keys() - other:
-            assert first[key] == pytest.approx(second[key], rel=1e-2, abs=2e-5), key
+            assert first[key] == pytest.approx(second[key], rel=error, abs=2e-5), key
     assert (tmp_path / "two/transformer.pt").exists()
 
 
