@@ -134,6 +134,6 @@ def test_a_run_is_put_beside_the_codecs_with_what_its_transformer_saves(tmp_path
     done.check_returncode()
     rows = {cells[1].strip(): cells for line in done.stdout.splitlines()
             if len(cells := line.split("|")) > 4}
-    assert rows["toy"][2].strip() == "0.0352"                    # 64 tokens of 7 bits: 16x32x32
-    assert float(rows["toy"][3]) < 0.0273 and "AV1 50" in rows
+    assert rows["toy"][2].strip() == "0.0352"                    # 64 tokens of 9 bits: 16x32x32
+    assert float(rows["toy"][3]) < 0.0352 and "AV1 50" in rows
     assert (tmp_path / "curve.png").stat().st_size > 5000
