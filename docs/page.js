@@ -641,7 +641,7 @@ const TOUR = [
     those of the condition. Click a line of the algorithm, or step back with ‹.`],
   ["Why not simply unmask?", "part-run", {...FUTURES, method: "leaked tokens"},
    `One frame is given, and the tokens of the whole clip are unmasked there. But a token depends on
-    far more than its own pixels: these tokens reveal how the clip continues, and all samples move
+    far more than its own pixels: these tokens reveal how the clip continues, and most samples move
     as the real clip does. Somebody who has only the frame does not have such tokens.`],
   ["One frame, several futures", "part-run", FUTURES,
    `The same first frame, now as a condition of COMMIT. It does not say where the shape will go, and
